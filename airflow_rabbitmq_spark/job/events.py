@@ -175,34 +175,40 @@ def _refuse_constant(name: str) -> None:
     raise EventInvalid(f"it has the number {name}, which JSON does not know")
 
 
-def json_problem(value: Any, path: str = "", depth: int = 0) -> str | None:
+def json_problem(value: Any) -> str | None:
     """Why ``value`` could not travel as JSON to any language and any database, or None when it can."""
-    where = f" at {path}" if path else ""
-    if depth > MAX_DEPTH:
-        return f"is nested more than {MAX_DEPTH} deep"
+    found = _find_problem(value, 0)
+    if found is None:
+        return None
+    problem, path = found
+    return f"{problem} at {path}" if path else problem
+
+
+def _find_problem(value: Any, depth: int) -> tuple[str, str] | None:
+    """The first problem and its path. The path is put together on the way back, so that it costs nothing without."""
+    if isinstance(value, str):
+        return ("has half a character (a lone surrogate)", "") if _has_surrogate(value) else None
     if value is None or isinstance(value, bool):
         return None
-    if isinstance(value, str):
-        return f"has half a character (a lone surrogate){where}" if _has_surrogate(value) else None
     if isinstance(value, int):
-        return None if -MAX_INTEGER - 1 <= value <= MAX_INTEGER else f"has a whole number past 64 bits{where}"
+        return None if -MAX_INTEGER - 1 <= value <= MAX_INTEGER else ("has a whole number past 64 bits", "")
     if isinstance(value, float):
-        return None if math.isfinite(value) else f"has {value}{where}"
-    if isinstance(value, Mapping):
+        return None if math.isfinite(value) else (f"has {value}", "")
+    if depth >= MAX_DEPTH:
+        return f"is nested more than {MAX_DEPTH} deep", ""
+    if isinstance(value, dict):
         for key, item in value.items():
-            if not isinstance(key, str):
-                return f"has a key that is not a text but {type(key).__name__}{where}"
-            if problem := json_problem(key, f"{path}[key]", depth + 1) or json_problem(
-                item, f"{path}[{key!r:.40}]", depth + 1
-            ):
-                return problem
+            if not isinstance(key, str) or _has_surrogate(key):
+                return f"has a key that is not a text but {type(key).__name__}", ""
+            if found := _find_problem(item, depth + 1):
+                return found[0], f"[{key!r:.40}]{found[1]}"
         return None
     if isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            if problem := json_problem(item, f"{path}[{index}]", depth + 1):
-                return problem
+            if found := _find_problem(item, depth + 1):
+                return found[0], f"[{index}]{found[1]}"
         return None
-    return f"has a {type(value).__module__}.{type(value).__qualname__}{where}"
+    return f"has a {type(value).__module__}.{type(value).__qualname__}", ""
 
 
 def _has_surrogate(text: str) -> bool:
