@@ -153,6 +153,7 @@ class Multiplexer:
         self._wanted: asyncio.Queue[Subscription] = asyncio.Queue()
         self._empty = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._connection: Connection | None = None
         self._logged: dict[type, float] = {}
         #: How many times a connection was opened; for tests and benchmarks.
         self.connections_opened = 0
@@ -160,6 +161,23 @@ class Multiplexer:
     def subscribe(self, queue: str) -> Subscription:
         """A subscription to ``queue``; consuming starts when it is entered (``async with``)."""
         return Subscription(self, queue)
+
+    async def consumers(self, queue: str) -> int | None:
+        """How many consumers a queue has, or None when there is no connection to ask.
+
+        :raises NotFound: there is no such queue.
+        """
+        if self._connection is None or not self._connection.is_open:
+            return None
+        try:
+            channel = await self._connection.channel()
+            _, count = await channel.declare_queue(queue, passive=True)
+            await channel.close()
+        except NotFound:
+            raise
+        except RabbitMQSparkError:
+            return None
+        return count
 
     def _add(self, subscription: Subscription) -> None:
         self._subscriptions.add(subscription)
@@ -199,6 +217,7 @@ class Multiplexer:
             connection: Connection | None = None
             try:
                 connection = await Connection.open(self.endpoint, connection_name="airflow-rabbitmq-spark triggerer")
+                self._connection = connection
                 self.connections_opened += 1
                 delay, broken_since = RETRY_DELAY[0], None
                 await self._serve(connection)

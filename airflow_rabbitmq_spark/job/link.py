@@ -261,17 +261,23 @@ class Link:
                 self._drained.set()
                 return
             self._wake.clear()
-            waker = asyncio.ensure_future(self._wake.wait())
+            wakers = [asyncio.ensure_future(self._wake.wait())]
+            if will is not None:
+                wakers.append(asyncio.ensure_future(will.revoked.wait()))
             try:
                 await asyncio.wait(
-                    [waker, channel.closed],
+                    [*wakers, channel.closed],
                     timeout=max(0.0, renew_at - time.monotonic()),
                     return_when=asyncio.FIRST_COMPLETED,
                 )
             finally:
-                waker.cancel()
+                for waker in wakers:
+                    waker.cancel()
             if channel.closed.done():
                 raise channel.closed.result()
+            if will is not None and will.revoked.is_set():
+                # Given up by Airflow, or only on a node that went down: to claim it again tells.
+                raise ConnectionLost("The broker ended this driver's claim on the job.")
             if time.monotonic() >= renew_at:
                 # While an alarm blocks publishers nothing can be renewed, and to insist would cost the connection.
                 if will is not None and not connection.blocked:

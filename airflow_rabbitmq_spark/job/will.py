@@ -32,6 +32,8 @@ class Will:
         self._held: int | None = None
         self._expected: str | None = None
         self._arrived: asyncio.Future[int] | None = None
+        #: Set when the broker ends the claim: the queue was deleted, or its node went down.
+        self.revoked = asyncio.Event()
 
     async def claim(self) -> None:
         """Become the only driver of the job.
@@ -41,7 +43,7 @@ class Will:
         :raises NotFound: the job was given up, or the node that holds the will is down.
         """
         await self._channel.prefetch(0)
-        await self._channel.consume(self._job.will_queue, self._on_message, exclusive=True)
+        await self._channel.consume(self._job.will_queue, self._on_message, exclusive=True, on_cancelled=self.revoked.set)
 
     async def lay(self) -> None:
         """Publish the next will, hold it, and only then let go of the one before.

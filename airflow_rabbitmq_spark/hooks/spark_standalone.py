@@ -1,0 +1,188 @@
+"""Submitting to a Spark standalone master over its REST API: no JVM on the worker, and Python too."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from airflow.sdk import BaseHook
+
+from airflow_rabbitmq_spark.exceptions import ConfigurationError, MasterUnreachable, SubmissionFailed
+
+#: Seconds to connect to a master and to wait for its answer. It answers a submission at once, before the driver starts.
+TIMEOUT = (5, 30)
+#: What Spark's own spark-submit asks the master to run for a Python application.
+PYTHON_RUNNER = "org.apache.spark.deploy.PythonRunner"
+#: Spark replaces this argument by the driver's own copy of the application resource
+#: (org.apache.spark.deploy.worker.DriverWrapper).
+USER_JAR = "{{USER_JAR}}"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """An application as the master takes it.
+
+    :param resource: URL of the file that the Spark worker fetches for the driver, such as ``file:/tmp/bundle.zip``.
+    :param arguments: of the Python program; the first two are the program and its ``--py-files``.
+    :param properties: Spark properties. The driver's command line shows them: nothing secret.
+    :param environment: the driver's environment variables.
+    """
+
+    resource: str
+    arguments: Sequence[str]
+    properties: Mapping[str, str]
+    environment: Mapping[str, str]
+
+
+class SparkStandaloneHook(BaseHook):
+    """Talks to the REST submission server of a Spark standalone master.
+
+    :param conn_id: a connection of type ``spark`` whose host is ``spark://HOST`` or ``spark://HOST1:7077,HOST2:7077``.
+        Its extras ``rest-scheme`` (``http``) and ``rest-port`` (6066) say where the REST server is.
+    """
+
+    conn_name_attr = "conn_id"
+    default_conn_name = "spark_default"
+    conn_type = "spark"
+    hook_name = "Spark"
+
+    def __init__(self, conn_id: str = default_conn_name) -> None:
+        super().__init__()
+        self.conn_id = conn_id
+        self._masters: list[tuple[str, int]] | None = None
+        self._scheme = "http"
+        self._rest_port = 6066
+
+    @property
+    def masters(self) -> list[tuple[str, int]]:
+        """Host and RPC port of each master, in the order of the connection.
+
+        :raises ConfigurationError: the connection is not one to a standalone master.
+        """
+        if self._masters is None:
+            connection = self.get_connection(self.conn_id)
+            host, extra = connection.host or "", connection.extra_dejson
+            if "://" not in host:
+                # From a URI, spark://HOST:PORT, the scheme has become the connection's type.
+                host = f"{connection.conn_type}://{host}"
+            scheme, _, addresses = host.partition("://")
+            if scheme != "spark" or not addresses:
+                raise ConfigurationError(
+                    f"Connection {self.conn_id!r} points to {scheme}://{addresses}: applications are submitted to a Spark "
+                    "standalone master, so its host must be spark://HOST (port 7077 if not said otherwise)."
+                )
+            self._masters = [_address(one.strip(), connection.port or 7077) for one in addresses.split(",")]
+            self._scheme = extra.get("rest-scheme") or "http"
+            self._rest_port = int(extra.get("rest-port") or 6066)
+        return self._masters
+
+    @property
+    def master_url(self) -> str:
+        """The masters as Spark writes them: ``spark://HOST:PORT[,HOST:PORT]``."""
+        return "spark://" + ",".join(f"{host}:{port}" for host, port in self.masters)
+
+    def submit(self, submission: Submission) -> str:
+        """Submit an application in cluster deploy mode.
+
+        :return: the submission's id, ``driver-...``.
+        :raises MasterUnreachable: no master answers; says whether the master is down or its REST server is off.
+        :raises SubmissionFailed: the master refused it.
+        """
+        answer = self._ask(
+            "POST",
+            "create",
+            {
+                "action": "CreateSubmissionRequest",
+                "clientSparkVersion": "4.0.0",
+                "appResource": submission.resource,
+                "mainClass": PYTHON_RUNNER,
+                "appArgs": list(submission.arguments),
+                "sparkProperties": {"spark.master": self.master_url, **submission.properties},
+                "environmentVariables": dict(submission.environment),
+            },
+        )
+        if not answer.get("success") or not answer.get("submissionId"):
+            raise SubmissionFailed(
+                f"The Spark master of connection {self.conn_id!r} refused the application: "
+                f"{answer.get('message') or answer}"
+            )
+        return str(answer["submissionId"])
+
+    def kill(self, submission_id: str) -> bool:
+        """Kill a driver; whether the master knew one to kill.
+
+        :raises MasterUnreachable: no master answers.
+        """
+        return bool(self._ask("POST", f"kill/{submission_id}").get("success"))
+
+    def status(self, submission_id: str) -> dict[str, Any]:
+        """What the master says of a driver: ``driverState``, ``workerHostPort``, ``message``. For a diagnosis.
+
+        :raises MasterUnreachable: no master answers.
+        """
+        return self._ask("GET", f"status/{submission_id}")
+
+    def _ask(self, method: str, what: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Ask the masters in turn; a standby one answers that it is not the leader."""
+        problems: list[SubmissionFailed] = []
+        for host, port in self.masters:
+            url = f"{self._scheme}://{host}:{self._rest_port}/v1/submissions/{what}"
+            try:
+                response = requests.request(method, url, json=body, timeout=TIMEOUT)
+                answer = response.json()
+            except requests.JSONDecodeError:
+                problems.append(
+                    SubmissionFailed(
+                        f"{_origin(url)} is not a Spark REST submission server (HTTP {response.status_code}, not JSON). "
+                        f"Set 'rest-port' in the extra of connection {self.conn_id!r} to the master's "
+                        "spark.master.rest.port (6066 by default); 8080 is its web page."
+                    )
+                )
+            except requests.RequestException as error:
+                problems.append(self._unreachable(host, port, url, error))
+            else:
+                if isinstance(answer, dict) and "STANDBY" not in str(answer.get("message", "")):
+                    return answer
+                problems.append(MasterUnreachable(f"The Spark master at {_origin(url)} is a standby."))
+        raise next((problem for problem in problems if not problem.transient), problems[0])
+
+    def _unreachable(self, host: str, port: int, url: str, error: Exception) -> SubmissionFailed:
+        if isinstance(error, requests.exceptions.SSLError):
+            return SubmissionFailed(
+                f"TLS to {_origin(url)} failed: {error}. Set 'rest-scheme' in the extra of connection {self.conn_id!r} to "
+                "what the master speaks: http unless spark.ssl.standalone is on."
+            )
+        if isinstance(error, requests.ConnectionError) and _is_open(host, port):
+            return MasterUnreachable(
+                f"The Spark master {host}:{port} is up, but nothing answers at {_origin(url)}: REST submission is off, or "
+                "on another port. Start the master with spark.master.rest.enabled=true (the default from Spark 4.1 on, "
+                f"not before), or set 'rest-port' in the extra of connection {self.conn_id!r}."
+            )
+        return MasterUnreachable(
+            f"No Spark master answers at {host} (REST submission at {_origin(url)}, RPC port {port}): "
+            f"{type(error).__name__}. Check that the master runs, and host and port of connection {self.conn_id!r}."
+        )
+
+
+def _address(text: str, default_port: int) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        raise ConfigurationError(f"{text!r} is not the address of a Spark master: write HOST or HOST:PORT.")
+    return parts.hostname, parts.port or default_port
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _is_open(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=TIMEOUT[0]):
+            return True
+    except OSError:
+        return False
