@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from airflow.sdk import BaseHook
+from airflow.sdk import BaseHook, Connection
+from airflow.sdk.exceptions import AirflowNotFoundException
 
 from airflow_rabbitmq_spark.exceptions import ConfigurationError, MasterUnreachable, SubmissionFailed
 
@@ -41,6 +42,7 @@ class Submission:
 class SparkStandaloneHook(BaseHook):
     """Talks to the REST submission server of a Spark standalone master.
 
+    :param connection: the connection itself, where it was fetched already.
     :param conn_id: a connection of type ``spark`` whose host is ``spark://HOST`` or ``spark://HOST1:7077,HOST2:7077``.
         Its extras ``rest-scheme`` (``http``) and ``rest-port`` (6066) say where the REST server is.
     """
@@ -50,9 +52,10 @@ class SparkStandaloneHook(BaseHook):
     conn_type = "spark"
     hook_name = "Spark"
 
-    def __init__(self, conn_id: str = default_conn_name) -> None:
+    def __init__(self, conn_id: str = default_conn_name, *, connection: Connection | None = None) -> None:
         super().__init__()
         self.conn_id = conn_id
+        self._connection = connection
         self._masters: list[tuple[str, int]] | None = None
         self._scheme = "http"
         self._rest_port = 6066
@@ -64,7 +67,7 @@ class SparkStandaloneHook(BaseHook):
         :raises ConfigurationError: the connection is not one to a standalone master.
         """
         if self._masters is None:
-            connection = self.get_connection(self.conn_id)
+            connection = self._connection or self._find_connection()
             host, extra = connection.host or "", connection.extra_dejson
             if "://" not in host:
                 # From a URI, spark://HOST:PORT, the scheme has become the connection's type.
@@ -79,6 +82,16 @@ class SparkStandaloneHook(BaseHook):
             self._scheme = extra.get("rest-scheme") or "http"
             self._rest_port = int(extra.get("rest-port") or 6066)
         return self._masters
+
+    def _find_connection(self) -> Connection:
+        try:
+            connection: Connection = self.get_connection(self.conn_id)
+        except AirflowNotFoundException as error:
+            raise ConfigurationError(
+                f"The Spark connection {self.conn_id!r} does not exist. Create it in Airflow (Admin, Connections, type "
+                f"Spark, host spark://HOST), or set AIRFLOW_CONN_{self.conn_id.upper()}=spark://HOST:7077."
+            ) from error
+        return connection
 
     @property
     def master_url(self) -> str:
@@ -118,6 +131,15 @@ class SparkStandaloneHook(BaseHook):
         :raises MasterUnreachable: no master answers.
         """
         return bool(self._ask("POST", f"kill/{submission_id}").get("success"))
+
+    def kill_quietly(self, submission_id: str | None) -> None:
+        """Kill a driver as well as it can be done; a failure is only logged."""
+        if submission_id is None:
+            return
+        try:
+            self.kill(submission_id)
+        except SubmissionFailed as error:
+            self.log.warning("The driver %s could not be killed: %s", submission_id, error)
 
     def status(self, submission_id: str) -> dict[str, Any]:
         """What the master says of a driver: ``driverState``, ``workerHostPort``, ``message``. For a diagnosis.

@@ -1,0 +1,506 @@
+"""``SparkJobOperator``: runs a Spark application and is told by RabbitMQ what becomes of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
+from airflow.sdk.exceptions import AirflowTaskTimeout
+
+from airflow_rabbitmq_spark.exceptions import (
+    ConfigurationError,
+    ConnectionFailed,
+    JobCancelled,
+
+    JobFailed,
+    JobLost,
+    JobNeverStarted,
+    JobVanished,
+)
+from airflow_rabbitmq_spark.hooks.rabbitmq import RabbitMQHook
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
+    from airflow_rabbitmq_spark.hooks.spark_standalone import SparkStandaloneHook
+    from airflow_rabbitmq_spark.job.events import Event
+    from airflow_rabbitmq_spark.job.mailbox import Mailbox
+    from airflow_rabbitmq_spark.job.topology import Job
+    from airflow_rabbitmq_spark.job.watch import Outcome, Rules
+
+#: Under this key the job is kept in Airflow's task state store.
+STORE_KEY = "spark_job"
+#: Under this key the job's details are pushed as an XCom, beside the result.
+XCOM_DETAILS = "spark_job"
+#: Seconds to wait on resuming for the event that the trigger has seen. A triggerer lets it go within a second or two; one
+#: that was stopped or cut off just then, only when the broker has missed its heartbeats.
+READ_TIMEOUT = 120.0
+
+
+@dataclass
+class Record:
+    """What is kept of a job across tries.
+
+    :param generation: tells a retry, which goes on with the job, from a task that was cleared, which starts anew:
+        Airflow raises ``max_tries`` when a task is cleared.
+    :param slot_seconds: how long worker processes have run for the task so far.
+    """
+
+    job: dict[str, str]
+    generation: int
+    start_by: float
+    end_by: float | None
+    submitted_at: float
+    submission_id: str | None = None
+    slot_seconds: float = 0.0
+
+
+class SparkJobOperator(SparkSubmitOperator):
+    """Run a Spark application; while it runs, hold no worker slot and poll nothing.
+
+    The application is submitted to a Spark standalone master (cluster deploy mode, through its REST API; Python), the
+    task is deferred, and RabbitMQ tells it when the job has succeeded, failed or died. The application may report
+    progress and a result (``airflow_rabbitmq_spark.job.open_job``); one that knows nothing of that runs too. Its
+    result is the task's XCom.
+
+    All of :class:`SparkSubmitOperator`'s arguments are accepted, and templated alike; those that only mean something to
+    spark-submit, YARN or Kerberos are refused or ignored with a warning.
+
+    A retry takes up the job of the try before: it waits on for a driver that still runs, takes the result of one that
+    succeeded meanwhile, and submits anew when it is dead, after making sure that a driver that starts late will stop.
+    A task that was cleared starts a new job and stops the old one.
+
+    :param rabbitmq_conn_id: the broker, a connection of type RabbitMQ. (templated)
+    :param deferrable: False waits in the worker and holds its slot; still nothing polls.
+    :param start_timeout: how long the driver may take until it reports, in seconds or as a timedelta. It counts from
+        the submission, so the time an application waits for a free Spark worker is in it.
+    :param lost_grace: seconds between the broker's word that the driver's connection is gone and the task's failure: a
+        driver that lives connects again and says so. 0 to 1500, because the broker asks for the message it lent after
+        30 minutes.
+    :param cancel_grace: seconds a cancelled driver has to end cleanly before it is killed: 0 to 20, because Airflow
+        gives a trigger 30 (``[triggerer] on_kill_timeout``).
+    :param delivery_timeout: seconds a finished driver waits for a broker that is away, to say its last word.
+    :param max_result_bytes: the largest result, as JSON.
+    :param bundle: where Spark's workers find this package's driver side: a directory that this worker can write and
+        they can read, or the URL of a bundle put there by hand (``python -m airflow_rabbitmq_spark.job.bundle``). The
+        folder for temporary files when not given, which is right for a Spark worker on the same machine. (templated)
+
+    :raises ConfigurationError: an argument or a connection is wrong; says which, and what to write.
+    :raises SubmissionFailed: Spark did not take the application.
+    :raises JobError: the job did not succeed; the subclass and the message say how.
+    """
+
+    template_fields: Sequence[str] = (*SparkSubmitOperator.template_fields, "rabbitmq_conn_id", "bundle")
+    ui_color = "#ffd8b3"
+
+    def __init__(
+        self,
+        *,
+        rabbitmq_conn_id: str = "rabbitmq_default",
+        deferrable: bool = True,
+        start_timeout: float | timedelta = 600.0,
+        lost_grace: float = 30.0,
+        cancel_grace: float = 10.0,
+        delivery_timeout: float = 300.0,
+        max_result_bytes: int = 2**20,
+        bundle: str | None = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name=name or "", **kwargs)
+        self.rabbitmq_conn_id = rabbitmq_conn_id
+        self.deferrable = deferrable
+        self.start_timeout = start_timeout.total_seconds() if isinstance(start_timeout, timedelta) else start_timeout
+        self.lost_grace = lost_grace
+        self.cancel_grace = cancel_grace
+        self.delivery_timeout = delivery_timeout
+        self.max_result_bytes = max_result_bytes
+        self.bundle = bundle
+        self._running: Record | None = None
+        for argument, value, least, most in (
+            ("start_timeout", self.start_timeout, 1, 30 * 86_400),
+            ("lost_grace", lost_grace, 0, 1500),
+            ("cancel_grace", cancel_grace, 0, 20),
+            ("delivery_timeout", delivery_timeout, 0, 86_400),
+            ("max_result_bytes", max_result_bytes, 1, 2**20),
+        ):
+            if not isinstance(value, (int, float)) or not least <= value <= most:
+                raise ConfigurationError(
+                    f"{self.task_id}: {argument}={value!r} must be a number from {least:,} to {most:,}."
+                )
+
+    # Running ---------------------------------------------------------------------------------------------------------
+
+    def execute(self, context: Context) -> Any:
+        """Submit, or take up what an earlier try submitted; then defer, or wait."""
+        from airflow_rabbitmq_spark.job.mailbox import Mailbox
+        from airflow_rabbitmq_spark.operators import standalone
+
+        standalone.check(self)
+        self._check_deploy_mode()
+        if not self.name:
+            self.name = f"{self.dag_id}.{self.task_id}"
+        endpoint = self._endpoint(context)
+        earlier = self._load(context)
+        with Mailbox(endpoint, connection_name=self._connection_name(context)) as mailbox:
+            record = self._take_up(context, mailbox, earlier) if earlier is not None else None
+            if record is None:
+                record = self._submit(context, mailbox, endpoint)
+        return self._wait(context, record)
+
+    def _submit(self, context: Context, mailbox: Mailbox, endpoint: Endpoint) -> Record:
+        """Choose the id, keep it, declare the queues, submit: in that order nothing can be missed or run twice."""
+        from airflow_rabbitmq_spark.job.handover import Handover, Settings
+        from airflow_rabbitmq_spark.job.topology import Job
+        from airflow_rabbitmq_spark.operators import standalone
+
+        self._inject_openlineage(context)
+        job = Job.new(self.dag_id, self.task_id, endpoint.exchange)
+        handover = Handover(
+            job,
+            endpoint,
+            Settings(delivery_timeout=self.delivery_timeout, max_result_bytes=self.max_result_bytes),
+            traceparent=_traceparent(),
+        )
+        submission = standalone.submission(self, bundle=self._bundle_url(), environment=handover.to_environment())
+        now = time.time()
+        record = Record(
+            job=job.to_json(),
+            generation=context["ti"].max_tries,
+            start_by=now + self.start_timeout,
+            end_by=now + self.execution_timeout.total_seconds() if self.execution_timeout else None,
+            submitted_at=now,
+        )
+        self._running = record
+        self._save(context, record)
+        mailbox.declare(job)
+        try:
+            record.submission_id = self._spark().submit(submission)
+        except Exception:
+            # Whether the master has it or not: without its queues a driver stops.
+            mailbox.delete(job)
+            raise
+        self._save(context, record)
+        self.log.info("Submitted %s as %s, job %s.", self.application, record.submission_id, job.job_id)
+        return record
+
+    def _take_up(self, context: Context, mailbox: Mailbox, record: Record) -> Record | None:
+        """The job of an earlier try, if it is to be waited for; None when a new one is to be submitted."""
+        from airflow_rabbitmq_spark.job.topology import Job
+        from airflow_rabbitmq_spark.job.watch import Rules, Verdict
+
+        job = Job.from_json(record.job)
+        if not mailbox.exists(job):
+            return None
+        if record.generation != context["ti"].max_tries or not self.durable:
+            self.log.info("The task was cleared: stopping its earlier job %s.", job.job_id)
+            self._stop(mailbox, record, "the task was cleared in Airflow")
+            return None
+        now = time.time()
+        outcome = mailbox.wait(job, Rules(start_by=now + 1, lost_grace=0, end_by=now + 1))
+        if outcome.verdict is Verdict.SUCCEEDED:
+            self.log.info("Job %s of an earlier try has succeeded meanwhile.", job.job_id)
+            return record
+        if outcome.verdict not in (Verdict.FAILED, Verdict.CANCELLED) and not mailbox.fence(job):
+            self.log.info("Job %s of an earlier try still runs; waiting for it.", job.job_id)
+            record.end_by = now + self.execution_timeout.total_seconds() if self.execution_timeout else None
+            return record
+        self.log.info("Job %s of an earlier try is over (%s); submitting anew.", job.job_id, outcome.verdict)
+        self._spark().kill_quietly(record.submission_id)
+        mailbox.delete(job)
+        return None
+
+    def _wait(self, context: Context, record: Record) -> Any:
+        self._running = record
+        if not self.deferrable:
+            return self._wait_here(context, record)
+        from airflow_rabbitmq_spark.triggers.spark_job import HOLD_OFF, SparkJobTrigger
+
+        record.slot_seconds += _process_seconds()
+        self._save(context, record)
+        self.defer(
+            trigger=SparkJobTrigger(
+                rabbitmq_conn_id=self.rabbitmq_conn_id,
+                spark_conn_id=self._conn_id,
+                job=record.job,
+                rules=asdict(self._rules(record)),
+                submission_id=record.submission_id,
+                cancel_grace=self.cancel_grace,
+                fire_after=time.time() + HOLD_OFF,
+            ),
+            method_name="resume",
+            kwargs={"record": asdict(record)},
+        )
+
+    def _rules(self, record: Record) -> Rules:
+        from airflow_rabbitmq_spark.job.watch import Rules
+
+        return Rules(start_by=record.start_by, lost_grace=self.lost_grace, end_by=record.end_by)
+
+    def _wait_here(self, context: Context, record: Record) -> Any:
+        from airflow_rabbitmq_spark.job.mailbox import Mailbox
+        from airflow_rabbitmq_spark.job.topology import Job
+        from airflow_rabbitmq_spark.triggers.spark_job import describe
+
+        with Mailbox(self._endpoint(context), connection_name=self._connection_name(context)) as mailbox:
+            outcome = mailbox.wait(
+                Job.from_json(record.job),
+                self._rules(record),
+                lambda event: self.log.info("%s", describe(event)),
+            )
+            return self._conclude(context, mailbox, record, outcome)
+
+    def resume(self, context: Context, event: dict[str, Any], record: dict[str, Any]) -> Any:
+        """Called when the trigger has fired: read the job's last event from its queue, and act on it."""
+        from airflow_rabbitmq_spark.job.mailbox import Mailbox
+        from airflow_rabbitmq_spark.job.topology import Job
+        from airflow_rabbitmq_spark.job.watch import Outcome, Rules, Verdict
+
+        kept = self._running = Record(**record)
+        verdict = Verdict(event["verdict"])
+        with Mailbox(self._endpoint(context), connection_name=self._connection_name(context)) as mailbox:
+            outcome = Outcome(verdict, reason=event.get("reason"))
+            if verdict in (Verdict.SUCCEEDED, Verdict.FAILED, Verdict.CANCELLED, Verdict.LOST):
+                end_by = time.time() + READ_TIMEOUT
+                read = mailbox.wait(Job.from_json(kept.job), Rules(start_by=end_by, lost_grace=0, end_by=end_by))
+                # A `lost` that the driver has taken back meanwhile leaves nothing to read.
+                outcome = read if read.verdict is not Verdict.TIMED_OUT else outcome
+            return self._conclude(context, mailbox, kept, outcome)
+
+    # What became of it -----------------------------------------------------------------------------------------------
+
+    def _conclude(self, context: Context, mailbox: Mailbox, record: Record, outcome: Outcome) -> Any:
+        """Return the result, raise what went wrong, or wait on where it turns out that the driver lives."""
+        from airflow_rabbitmq_spark.job.topology import Job
+        from airflow_rabbitmq_spark.job.watch import Verdict
+
+        job = Job.from_json(record.job)
+        if outcome.verdict is Verdict.SUCCEEDED and outcome.event is not None:
+            return self._succeed(context, record, outcome.event)
+        if outcome.verdict in (Verdict.LOST, Verdict.NEVER_STARTED) and not mailbox.fence(job):
+            self.log.info("The driver of job %s is there after all; waiting on.", job.job_id)
+            record.start_by = time.time() + self.start_timeout
+            return self._wait(context, record)
+        error = self._error(record, outcome)
+        if outcome.verdict is Verdict.TIMED_OUT:
+            self._stop(mailbox, record, "the task's execution_timeout has passed")
+        elif outcome.verdict is not Verdict.UNREACHABLE:
+            if outcome.verdict in (Verdict.LOST, Verdict.NEVER_STARTED):
+                self._spark().kill_quietly(record.submission_id)
+            mailbox.delete(job)
+        self._running = None
+        self._run_post_submit_commands()
+        raise error
+
+    def _succeed(self, context: Context, record: Record, event: Event) -> Any:
+        from airflow_rabbitmq_spark.job.topology import Job
+
+        now = time.time()
+        resumed_after = now - event.time.timestamp()
+        slot_seconds = record.slot_seconds + _process_seconds()
+        self.log.info(
+            "Job %s succeeded; this task runs again %.2f s after the driver's last event and has held a worker slot for "
+            "%.1f of %.1f s.",
+            event.subject,
+            resumed_after,
+            slot_seconds,
+            now - record.submitted_at,
+        )
+        if not event.data.get("has_result"):
+            self.log.info(
+                "The application set no result, so there is no XCom. To return one: "
+                "`with open_job() as job: job.result(...)` (airflow_rabbitmq_spark.job)."
+            )
+        if self.do_xcom_push:
+            context["ti"].xcom_push(
+                key=XCOM_DETAILS,
+                value={
+                    "job_id": event.subject,
+                    "submission_id": record.submission_id,
+                    "ended_at": event.time.isoformat(),
+                    "resumed_after": round(resumed_after, 3),
+                    "slot_seconds": round(slot_seconds, 3),
+                    "duration": event.data.get("duration"),
+                },
+            )
+        self._run_post_submit_commands()
+        # The queues go when Airflow has stored the success, and not before: whatever dies until then, a retry finds the
+        # result in the queue.
+        self.on_success_callback = [*_callbacks(self.on_success_callback), lambda _context: self._clean_up(job)]
+        job = Job.from_json(record.job)
+        self._running = None
+        return event.data.get("result")
+
+    def _clean_up(self, job: Job) -> None:
+        from airflow_rabbitmq_spark.job.mailbox import Mailbox
+
+        endpoint = RabbitMQHook(self.rabbitmq_conn_id).endpoint()
+        with Mailbox(endpoint, connection_name=f"airflow-rabbitmq-spark clean-up {job.job_id}") as mailbox:
+            mailbox.delete(job)
+
+    def _error(self, record: Record, outcome: Outcome) -> Exception:
+        """What to raise, with what to look at."""
+        from airflow_rabbitmq_spark.job.watch import Verdict
+
+        data = outcome.event.data if outcome.event is not None else {}
+        what = f"{self.application} (job {record.job['job_id']}, {record.submission_id})"
+        if outcome.verdict is Verdict.FAILED:
+            if trace := data.get("traceback"):
+                self.log.error("The driver's traceback:\n%s", trace)
+            return JobFailed(f"{what} failed: {data.get('type')}: {data.get('message')}")
+        if outcome.verdict is Verdict.CANCELLED:
+            return JobCancelled(f"{what} was cancelled: {data.get('reason')}")
+        if outcome.verdict is Verdict.LOST:
+            since = outcome.lost_at or (outcome.event.time if outcome.event else datetime.now(timezone.utc))
+            return JobLost(
+                f"{what} is lost: the broker has had no connection of its driver on {data.get('host')} since "
+                f"{since:%Y-%m-%d %H:%M:%S %Z}, and it did not come back within {self.lost_grace:g} s. It was killed, ran "
+                "out of memory, or its machine is gone: look at the driver's log on the Spark worker and at that "
+                "machine's kernel log."
+            )
+        if outcome.verdict is Verdict.NEVER_STARTED:
+            return JobNeverStarted(
+                f"{what}: no driver has reported within start_timeout={self.start_timeout:g} s. "
+                f"{self._diagnosis(record)}"
+            )
+        if outcome.verdict is Verdict.TIMED_OUT:
+            return AirflowTaskTimeout(
+                f"{what} has not ended within execution_timeout={self.execution_timeout}; it was stopped."
+            )
+        if outcome.verdict is Verdict.VANISHED:
+            return JobVanished(
+                f"{what}: its queue is gone. {outcome.reason} Somebody deleted it, or it expired because no triggerer "
+                "consumed it for the connection's `retention`. Its driver stops by itself."
+            )
+        return ConnectionFailed(outcome.reason or f"{what}: the broker cannot be used.")
+
+    def _diagnosis(self, record: Record) -> str:
+        """Ask Spark, once, what it knows of a driver that never reported."""
+        if record.submission_id is None:
+            return "It was not submitted."
+        try:
+            status = self._spark().status(record.submission_id)
+        except Exception as error:  # a diagnosis must not hide what it is about
+            return f"The Spark master does not answer: {error}"
+        state = status.get("driverState")
+        advice = {
+            "SUBMITTED": "No Spark worker had room for it: look at the free cores and memory on the master's page, and "
+            "at driver_memory.",
+            "RUNNING": "Its process runs, but could not reach the broker from there: look at the driver's stderr on the "
+            "Spark worker.",
+        }.get(
+            str(state),
+            "It ended before it could report: look at the driver's stderr on the Spark worker. The bundle must be "
+            "readable there (argument `bundle`), and Python 3.10 or later be its `python3`.",
+        )
+        message = status.get("message")
+        return f"The Spark master says {state}{f' ({message})' if message else ''}. {advice}"
+
+    # Stopping --------------------------------------------------------------------------------------------------------
+
+    def on_kill(self) -> None:
+        """The worker was told to stop this task: stop the job too."""
+        from airflow_rabbitmq_spark.job.mailbox import Mailbox
+
+        record, self._running = self._running, None
+        if record is None:
+            return
+        endpoint = RabbitMQHook(self.rabbitmq_conn_id).endpoint()
+        with Mailbox(endpoint, connection_name="airflow-rabbitmq-spark cancel") as mailbox:
+            self._stop(mailbox, record, "the task was stopped in Airflow")
+
+    def _stop(self, mailbox: Mailbox, record: Record, reason: str) -> None:
+        from airflow_rabbitmq_spark.job.topology import Job
+
+        mailbox.stop(
+            Job.from_json(record.job),
+            reason,
+            grace=self.cancel_grace,
+            kill=lambda: self._spark().kill_quietly(record.submission_id),
+        )
+
+    # Parts -----------------------------------------------------------------------------------------------------------
+
+    def _check_deploy_mode(self) -> None:
+        mode = self._deploy_mode or "cluster"
+        if mode != "cluster":
+            raise ConfigurationError(
+                f"{self.task_id}: deploy_mode={mode!r}; SparkJobOperator submits in deploy mode 'cluster' to a Spark "
+                "standalone master. Leave deploy_mode out, or write 'cluster'."
+            )
+
+    def _spark(self) -> SparkStandaloneHook:
+        from airflow_rabbitmq_spark.hooks.spark_standalone import SparkStandaloneHook
+
+        return SparkStandaloneHook(self._conn_id)
+
+    def _endpoint(self, context: Context) -> Endpoint:
+        return RabbitMQHook(self.rabbitmq_conn_id).endpoint()
+
+    def _connection_name(self, context: Context) -> str:
+        ti = context["ti"]
+        return f"airflow-rabbitmq-spark {ti.dag_id}.{ti.task_id} {ti.run_id} try {ti.try_number}"
+
+    def _bundle_url(self) -> str:
+        from airflow_rabbitmq_spark.job import bundle
+
+        if self.bundle and "://" in self.bundle:
+            return self.bundle
+        try:
+            return bundle.write(self.bundle).resolve().as_uri()
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self.task_id}: the driver's bundle cannot be written to {self.bundle or 'the temporary folder'!r}: "
+                f"{error.strerror}. Set `bundle` to a directory that this worker can write and Spark's workers can read."
+            ) from error
+
+    def _inject_openlineage(self, context: Context) -> None:
+        from airflow.providers.common.compat.openlineage.utils import spark
+
+        if self._openlineage_inject_parent_job_info:
+            self.conf = spark.inject_parent_job_information_into_spark_properties(self.conf or {}, context)
+        if self._openlineage_inject_transport_info:
+            self.conf = spark.inject_transport_information_into_spark_properties(self.conf or {}, context)
+
+    def _run_post_submit_commands(self) -> None:
+        if self.post_submit_commands:
+            self._get_hook()._run_post_submit_commands()
+
+    def _load(self, context: Context) -> Record | None:
+        store = context.get("task_state_store")
+        kept = store.get(STORE_KEY) if store is not None else None
+        return Record(**kept) if isinstance(kept, dict) else None
+
+    def _save(self, context: Context, record: Record) -> None:
+        store = context.get("task_state_store")
+        if store is not None:
+            store.set(STORE_KEY, asdict(record))
+
+
+def _process_seconds() -> float:
+    """How long this process has run: the time that the task holds its worker slot."""
+    import psutil
+
+    return time.time() - float(psutil.Process().create_time())
+
+
+def _callbacks(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _traceparent() -> str | None:
+    """The current trace, in W3C form, so that the driver's events carry it."""
+    from opentelemetry.propagate import inject
+
+    carrier: dict[str, str] = {}
+    inject(carrier)
+    return carrier.get("traceparent")
+
+

@@ -1,0 +1,153 @@
+"""The trigger that waits for a Spark job while its task is deferred."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from airflow.sdk import BaseHook
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_rabbitmq_spark.amqp.multiplexer import shared
+from airflow_rabbitmq_spark.exceptions import RabbitMQSparkError
+from airflow_rabbitmq_spark.hooks.rabbitmq import RabbitMQHook
+from airflow_rabbitmq_spark.job.events import Event, Kind
+from airflow_rabbitmq_spark.job.mailbox import Mailbox
+from airflow_rabbitmq_spark.job.topology import Job
+from airflow_rabbitmq_spark.job.watch import Outcome, Rules, Verdict, Watch
+
+#: Seconds after deferring before which the trigger does not fire. The scheduler may hear only up to 7 s later that the
+#: worker's process of the deferring task has ended, and a task that runs again by then is failed by it
+#: (docs/waiting.md, "The early event"). A driver takes about as long to start, so this costs only the shortest jobs.
+HOLD_OFF = 10.0
+
+
+class SparkJobTrigger(BaseTrigger):
+    """Waits until it is clear what became of a job; shows its progress in the task's log meanwhile.
+
+    It acknowledges what only informs. The event that decides stays in the job's queue for the worker to read: whatever
+    dies in between, it is still there. Its own event is small: the verdict, and why where no event says it.
+
+    :param rabbitmq_conn_id: the broker.
+    :param spark_conn_id: the Spark master, to kill what does not obey a cancel.
+    :param job: the job, as :meth:`Job.to_json` writes it.
+    :param rules: the fields of :class:`Rules`.
+    :param submission_id: Spark's name for the driver.
+    :param cancel_grace: seconds a cancelled driver has to end cleanly before it is killed.
+    :param fire_after: seconds since the epoch before which no event is fired.
+    """
+
+    def __init__(
+        self,
+        *,
+        rabbitmq_conn_id: str,
+        spark_conn_id: str,
+        job: dict[str, str],
+        rules: Mapping[str, Any],
+        submission_id: str | None = None,
+        cancel_grace: float = 10.0,
+        fire_after: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.rabbitmq_conn_id = rabbitmq_conn_id
+        self.spark_conn_id = spark_conn_id
+        self.job = job
+        self.rules = dict(rules)
+        self.submission_id = submission_id
+        self.cancel_grace = cancel_grace
+        self.fire_after = fire_after
+        self._fired = False
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """The class's path and its arguments."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "rabbitmq_conn_id": self.rabbitmq_conn_id,
+                "spark_conn_id": self.spark_conn_id,
+                "job": self.job,
+                "rules": self.rules,
+                "submission_id": self.submission_id,
+                "cancel_grace": self.cancel_grace,
+                "fire_after": self.fire_after,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Fire one event, then hold the job's last event until the worker is about to read it."""
+        job = Job.from_json(self.job)
+        try:
+            endpoint = await RabbitMQHook(self.rabbitmq_conn_id).aendpoint()
+        except RabbitMQSparkError as error:
+            yield self._fire(Outcome(Verdict.UNREACHABLE, reason=str(error)))
+            return
+        multiplexer = shared(endpoint)
+        async with multiplexer.subscribe(job.job_queue) as subscription:
+            outcome = await Watch(multiplexer, job, Rules(**self.rules), self._show).outcome(subscription)
+            await asyncio.sleep(max(0.0, self.fire_after - time.time()))
+            yield self._fire(outcome)
+            # Airflow cancels a trigger about a second after it has stored its event. Not before that may the job's
+            # event go back, or a triggerer that dies now would have lost track of it.
+            await asyncio.get_running_loop().create_future()
+
+    def _fire(self, outcome: Outcome) -> TriggerEvent:
+        self._fired = True
+        return TriggerEvent(
+            {"job_id": self.job["job_id"], "verdict": outcome.verdict.value, "reason": outcome.reason}
+        )
+
+    def _show(self, event: Event) -> None:
+        self.log.info("%s", describe(event))
+
+    async def on_kill(self) -> None:
+        """The task was cleared or marked while deferred: stop the job, unless it has ended by itself."""
+        if self._fired:
+            return
+        job = Job.from_json(self.job)
+        endpoint = await RabbitMQHook(self.rabbitmq_conn_id).aendpoint()
+        # Fetched here: a thread of the triggerer cannot ask Airflow for a connection.
+        spark = await BaseHook.aget_connection(self.spark_conn_id)
+
+        def stop() -> None:
+            from airflow_rabbitmq_spark.hooks.spark_standalone import SparkStandaloneHook
+
+            hook = SparkStandaloneHook(self.spark_conn_id, connection=spark)
+            with Mailbox(endpoint, connection_name=f"airflow-rabbitmq-spark cancel {job.job_id}") as mailbox:
+                mailbox.stop(
+                    job,
+                    "the task was cleared, or marked as failed or successful, in Airflow",
+                    grace=self.cancel_grace,
+                    kill=lambda: hook.kill_quietly(self.submission_id),
+                )
+
+        await asyncio.to_thread(stop)
+        self.log.info("Job %s is stopped.", job.job_id)
+
+
+def describe(event: Event) -> str:
+    """One line for the task's log. The event may come from anybody: nothing of its data is taken for granted."""
+    data = event.data
+    if event.kind is Kind.PROGRESS:
+        fraction, metrics = data.get("fraction"), data.get("metrics")
+        parts = [f"{fraction:4.0%}" if isinstance(fraction, (int, float)) else "    ", _line(data.get("text"))]
+        if isinstance(metrics, dict):
+            parts += [f"{_line(name)}={value:.6g}" for name, value in metrics.items() if isinstance(value, (int, float))]
+        return " ".join(part for part in parts if part)
+    if event.kind is Kind.STARTED:
+        application = data.get("application_id")
+        where = f"on {_line(data.get('host'))} (process {_line(data.get('pid'))})"
+        return f"The driver runs {where}" + (
+            f": application {_line(application)}, Spark UI {_line(data.get('ui'))}" if application else "."
+        )
+    if event.kind is Kind.RESUMED:
+        return f"The driver is connected again after {_line(data.get('away'))} s."
+    if event.kind is Kind.LOST:
+        return "The broker has lost the driver's connection; waiting whether it comes back."
+    return f"{event.kind}"
+
+
+def _line(value: object) -> str:
+    """A value from outside as one short line."""
+    return "" if value is None else " ".join(str(value)[:500].split())
