@@ -52,7 +52,8 @@ def write(directory: str | Path | None = None) -> Path:
     digest = hashlib.sha256(content).hexdigest()[:12]
     folder = Path(directory or tempfile.gettempdir())
     target = folder / f"airflow-rabbitmq-spark-{airflow_rabbitmq_spark.__version__}-{digest}.zip"
-    if target.is_file() and target.read_bytes() == content:
+    # One of the same name that somebody else put there could be changed after the look: it is replaced, or refused.
+    if target.is_file() and target.stat().st_uid == os.getuid() and target.read_bytes() == content:
         return target
     # In one step, so that a Spark worker never reads half of it, and readable for its user.
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=target.stem, suffix=".part")
