@@ -1,0 +1,1 @@
+"""Speaks AMQP. Knows neither Airflow nor Spark; needs pika and the standard library only."""
