@@ -387,7 +387,8 @@ def _user(values: Mapping[str, object]) -> tuple[str, str]:
 def _tls(values: Mapping[str, object], *, use_tls: bool) -> TLS | None:
     if use_tls:
         return read_tls(values)
-    given = [name for name in _TLS_OPTIONS if name in values]
+    # A form sends every default along; only what differs from it was asked for.
+    given = [name for name in _TLS_OPTIONS if values.get(name, OPTIONS[name].default) != OPTIONS[name].default]
     if given:
         raise Invalid(
             f"option `{given[0]}` is for TLS, but the connection is plain AMQP: set option `tls` to true "

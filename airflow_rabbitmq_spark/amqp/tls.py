@@ -125,8 +125,6 @@ def read_tls(values: Mapping[str, object]) -> TLS:
     verify = values.get("verify", True) is True
     if not verify and ca is not None:
         raise Invalid("`verify` is false, so that the authorities of `ca_certificate` would not be used: remove one")
-    if not verify and values.get("check_hostname") is True:
-        raise Invalid("`check_hostname` is true, but with `verify` false nothing is checked: remove one")
     tls = TLS(
         ca=ca,
         certificate=certificate,

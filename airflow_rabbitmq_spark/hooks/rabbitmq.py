@@ -144,3 +144,17 @@ def _secrets(endpoint: Endpoint) -> list[str]:
     tls = endpoint.tls
     candidates = [endpoint.password, tls.passphrase if tls else None, tls.private_key if tls else None]
     return [secret for secret in candidates if secret]
+
+
+class AMQPSHook(RabbitMQHook):
+    """The same for connections of type ``amqps``, which is what an ``amqps://`` URI makes."""
+
+    conn_type = "amqps"
+    hook_name = "RabbitMQ (amqps URI)"
+
+
+class AMQPHook(RabbitMQHook):
+    """The same for connections of type ``amqp``, which is what an ``amqp://`` URI makes."""
+
+    conn_type = "amqp"
+    hook_name = "RabbitMQ (amqp URI, not encrypted)"
