@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -84,6 +85,8 @@ class Link:
         self._superseded: JobSuperseded | None = None
         self._ending = False
         self._lost_at: float | None = None
+        #: Set when it is known whether this is the job's driver, or that the broker cannot be asked.
+        self.settled = threading.Event()
         self._problem: RabbitMQSparkError | None = None
         self._background = Background("airflow-spark-job")
         self._wake = self._background.call(self._make_event())
@@ -163,6 +166,7 @@ class Link:
                     blocked_connection_timeout=BLOCKED_TIMEOUT,
                 )
                 will = await self._take_office(connection)
+                self.settled.set()
                 ghost_since, delay = None, RETRY_DELAY[0]
                 await self._serve(connection, will)
             except JobSuperseded as error:
@@ -192,6 +196,8 @@ class Link:
         """Remember why there is no connection, and say it when it is new."""
         if self._lost_at is None:
             self._lost_at = time.monotonic()
+        if not isinstance(error, (AccessRefused, TopologyConflict)):
+            self.settled.set()
         if type(error) is not type(self._problem):
             log.warning("Not connected to Airflow's broker; the job runs on, and this is tried again: %s", error)
         self._problem = error
@@ -200,6 +206,7 @@ class Link:
         self._superseded = error
         self._problem = error
         self._drained.set()
+        self.settled.set()
         self._on_superseded(error)
 
     async def _take_office(self, connection: Connection) -> Will | None:
@@ -238,7 +245,7 @@ class Link:
     def _gone(self) -> JobSuperseded:
         return JobSuperseded(
             f"Job {self._job.job_id} of {self._job.dag_id}.{self._job.task_id} was given up by Airflow: its queues are "
-            "gone. It was cancelled, ran too late, or a newer try took over. This driver stops."
+            "gone. It has ended, was cancelled, or a newer try took over. This driver stops."
         )
 
     async def _serve(self, connection: Connection, will: Will | None) -> None:
@@ -257,7 +264,9 @@ class Link:
                 await self._deliver(channel, self._outbox[0])
             if self._ending:
                 if will is not None:
-                    will.release()
+                    # All is said. Should this fail, the broker says `lost` after the last word, which nobody heeds.
+                    with contextlib.suppress(RabbitMQSparkError):
+                        await will.release()
                 self._drained.set()
                 return
             self._wake.clear()

@@ -38,6 +38,9 @@ MAX_TRACEBACK = 32_000
 MAX_TEXT = 4_000
 #: Seconds between looks at whether a SparkContext has come up in this process, for its id and its web page.
 SPARK_LOOK_INTERVAL = 0.5
+#: Seconds to wait at the start until the broker has said that this is the job's driver. The longest answer is that of a
+#: driver that meets the connection of a dead one, which the broker gives up after a few heartbeats.
+SETTLE_TIMEOUT = 60.0
 #: The exit code of a process that SIGTERM ended, as shells count: 128 + 15.
 SIGTERM_EXIT_CODE = 143
 
@@ -74,6 +77,7 @@ class JobSession:
         self._old_sigterm: Any = None
         #: Set when the session is about to say its last word.
         self.finished = threading.Event()
+        self._running = threading.Event()
         self._interruption: str | None = None
 
     # What an application uses ----------------------------------------------------------------------------------------
@@ -133,8 +137,16 @@ class JobSession:
         self._link = Link(
             self._handover, on_cancel=self._on_cancel, on_superseded=self._on_superseded
         )
+        # Before the application begins: a driver that Airflow gave up, or a second one, must not begin at all. With no
+        # broker to ask it does.
+        self._link.settled.wait(SETTLE_TIMEOUT)
+        if self._superseded is not None:
+            self.__exit__(None, None, None)
         started = {**process_details(), "python": platform.python_version(), "version": __version__}
         self._link.post(Kind.STARTED, {**started, **_spark_details()})
+        self._running.set()
+        if self.cancelled:
+            self._interrupt()
         threading.Thread(
             target=self._announce_spark, args=(started,), name="airflow-spark-context", daemon=True
         ).start()
@@ -195,7 +207,9 @@ class JobSession:
             )
 
     def _ending(self, error: BaseException | None) -> tuple[Kind, dict[str, object]]:
-        if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        clean = error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
+        # One that looks at `cancelled` and leaves early ends without an error, but also without a result.
+        if clean and (self._cancel_reason is None or self._has_result):
             return Kind.SUCCEEDED, {"result": self._result, "has_result": self._has_result}
         if self._cancel_reason is not None:
             return Kind.CANCELLED, {"reason": _clean(self._cancel_reason)[:MAX_TEXT]}
@@ -234,8 +248,8 @@ class JobSession:
         self._interrupt()
 
     def _interrupt(self) -> None:
-        # Not once the application is through: its last word is being delivered.
-        if not self.finished.is_set():
+        # Not before the application begins, and not once it is through: its last word is being delivered.
+        if self._running.is_set() and not self.finished.is_set():
             _interrupt_main_thread()
 
     def _catch_sigterm(self) -> None:

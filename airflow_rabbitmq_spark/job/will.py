@@ -86,11 +86,15 @@ class Will:
             self._channel.ack(self._held)
         self._held = self._arrived.result()
 
-    def release(self) -> None:
-        """A clean end: acknowledge the will, so that nobody hears of it."""
+    async def release(self) -> None:
+        """A clean end: let go of the will so that nobody hears of it, and leave no place for another driver.
+
+        With the queue gone, a driver of the same job that starts late finds that it was superseded.
+        """
         if self._held is not None:
             self._channel.ack(self._held)
             self._held = None
+        await self._channel.delete_queue(self._job.will_queue)
 
     def _on_message(self, message: Message) -> None:
         if (
