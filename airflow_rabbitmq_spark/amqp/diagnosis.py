@@ -103,7 +103,7 @@ class _Place:
 def _text(error: BaseException) -> str:
     """What the other side said, without Python's wrapping."""
     if isinstance(error, (pika_errors.ConnectionClosed, pika_errors.ChannelClosed)):
-        return f"{error.reply_code} {error.reply_text}"
+        return f"{error.reply_code} {error.reply_text.rstrip('.')}"
     return " ".join(str(arg) for arg in error.args) or type(error).__name__
 
 
@@ -210,11 +210,6 @@ _ALERTS = (
         "`client_certificate` and `private_key`)",
     ),
     ("UNRECOGNIZED_NAME", "the server does not know the name we ask for. Set option `server_name`"),
-    (
-        "EOF",
-        "the other side hung up in the middle of it. Check that this is the broker's TLS port, and whether it asks for "
-        "a client certificate (options `client_certificate` and `private_key`) or a certain `server_name`",
-    ),
 )
 
 
@@ -236,11 +231,18 @@ def _certificate(error: BaseException, place: _Place) -> RabbitMQSparkError:
 
 
 def _ssl(error: BaseException, place: _Place) -> RabbitMQSparkError:
-    reason = str(getattr(error, "reason", None) or _text(error)).upper().replace(" ", "_")
+    in_text = re.search(r"\[SSL: (\w+)\]", _text(error))
+    reason = str(in_text[1] if in_text else getattr(error, "reason", None) or _text(error)).upper().replace(" ", "_")
     if any(word in reason for word in _NOT_TLS):
         return ProtocolMismatch(
             f"TLS handshake with {place} failed: port {place.host[1]} does not speak TLS. Use the broker's TLS port, "
             "mostly 5671; or, if the connection is to be plain, switch option `tls` off (in a URI write amqp://)."
+        )
+    if "EOF" in reason:
+        return BrokerUnreachable(
+            f"TLS handshake with {place} failed: the other side hung up in the middle of it. The broker, or the load "
+            "balancer before it, is starting or stopping; if it stays so, check that this is the broker's TLS port, and "
+            "whether it asks for a certain `server_name`."
         )
     for word, cause in _ALERTS:
         if word in reason:
@@ -265,19 +267,21 @@ def _incompatible(error: BaseException, place: _Place) -> RabbitMQSparkError:
     if place.endpoint.tls is None:
         if probe_tls(*place.host, place.timeout):
             return _plain_to_tls(place)
-        return ProtocolMismatch(
-            f"AMQP handshake with {place} failed: whatever listens on port {place.host[1]} hung up at the first words. "
-            "Either it is no RabbitMQ (check the port: 5672, or 5671 for TLS), or the broker is starting or stopping."
-        )
+        return _hung_up(place)
     # TLS 1.3 brings the server's complaint about our certificate after the handshake, where pika may lose it.
     if re.search(r"ALERT|CERTIFICATE", _text(error)):
         return _ssl(ssl.SSLError(1, _text(error)), place)
     complaint = probe.complaint(place.endpoint, place.host, place.timeout)
     if complaint is not None:
         return _ssl(complaint, place)
-    return ProtocolMismatch(
-        f"AMQP handshake with {place} failed: after TLS, whatever listens on port {place.host[1]} hung up at the first "
-        "words. Either it is no RabbitMQ (check the port: 5671), or the broker is starting or stopping."
+    return _hung_up(place)
+
+
+def _hung_up(place: _Place) -> RabbitMQSparkError:
+    # Not a ProtocolMismatch, which waiting does not cure: a broker that stops looks just like this.
+    return BrokerUnreachable(
+        f"AMQP handshake with {place} failed: whatever listens on port {place.host[1]} hung up at the first words. The "
+        "broker is starting or stopping; or, if it stays so, it is no RabbitMQ (usual ports: 5671 for TLS, 5672)."
     )
 
 
@@ -299,8 +303,8 @@ def _mechanism(error: BaseException, place: _Place) -> RabbitMQSparkError:
 
 def _login(error: BaseException, place: _Place) -> RabbitMQSparkError:
     code = _code(error)
-    if code not in {None, 403}:
-        return _connection_closed(error, place)
+    if code != 403:  # noqa: PLR2004 - AMQP's access-refused, which every RabbitMQ since 3.2 says
+        return _lost_in_login(error, place)
     user = place.endpoint.username
     if place.endpoint.sasl_mechanism == "EXTERNAL":
         remedy = "The broker knows no user of the name in the client certificate (see its ssl_cert_login_from)"
@@ -316,23 +320,30 @@ def _login(error: BaseException, place: _Place) -> RabbitMQSparkError:
 def _vhost(error: BaseException, place: _Place) -> RabbitMQSparkError:
     text, name, user = _text(error), place.endpoint.virtual_host, place.endpoint.username
     code = _code(error)
-    if code not in {None, 403, 530}:
-        return _connection_closed(error, place)
+    if code not in {403, 530}:
+        return _lost_in_login(error, place)
     if "limit" in text:
-        return VirtualHostRefused(
+        # Passes by itself, since connections that died count until the broker notices.
+        return BrokerUnreachable(
             f"{place} takes no more connections: the limit for user {user!r} or virtual host {name!r} is reached. Close "
             "some, or raise it with rabbitmqctl set_user_limits or set_vhost_limits."
         )
     if "not found" in text:
         hint = " In a URI, the part after the host is the virtual host and '/' is written %2F." if name != "/" else ""
         return VirtualHostRefused(
-            f"{place} has no virtual host {name!r}. Correct the virtual host of the connection (field Schema), or make "
+            f"{place} has no virtual host {name!r}. Correct the virtual host of the connection (in a form the field Virtual host), or make "
             f"it with: rabbitmqctl add_vhost '{name}'.{hint}"
         )
     return VirtualHostRefused(
         f"{place} gives user {user!r} no access to virtual host {name!r}. Correct the virtual host of the connection, "
         f"or grant it with: rabbitmqctl set_permissions -p '{name}' '{user}' '^airflow\\.spark' '^airflow\\.spark' "
         "'^airflow\\.spark'"
+    )
+
+
+def _lost_in_login(error: BaseException, place: _Place) -> RabbitMQSparkError:
+    return BrokerUnreachable(
+        f"Login at {place} was cut off ({_text(error)}): the broker is starting or stopping, or the network cut it."
     )
 
 
