@@ -14,11 +14,12 @@ import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from urllib.parse import quote, urlencode
 
 from airflow_rabbitmq_spark.amqp.credentials import recognise
 from airflow_rabbitmq_spark.amqp.options import OPTIONS, PORT, TLS_PORT, Invalid, read_options
 from airflow_rabbitmq_spark.amqp.tls import TLS, read_tls
+from airflow_rabbitmq_spark.amqp.uri import parse_uri
 from airflow_rabbitmq_spark.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -276,54 +277,16 @@ class Endpoint:
         return ",".join(_host_port(host, port) for host, port in self.hosts)
 
 
-def parse_uri(uri: str, *, where: str) -> dict[str, object]:
-    """The options that an ``amqp://`` or ``amqps://`` URI sets.
-
-    ``urllib`` takes such a URI apart only when it has one host, so this does it. No error quotes the URI.
-
-    :raises ConfigurationError: it is no such URI.
-    """
-    scheme, separator, rest = uri.strip().partition("://")
-    if not separator or scheme.lower() not in {"amqp", "amqps"}:
-        raise ConfigurationError(f"{where}: a RabbitMQ URI starts with amqps:// or amqp://.")
-    rest, _, _fragment = rest.partition("#")
-    rest, _, query = rest.partition("?")
-    authority, slash, path = rest.partition("/")
-    user, at, hosts = authority.rpartition("@")
-    mapping: dict[str, object] = {"scheme": scheme.lower()}
-    try:
-        mapping["hosts"] = unquote(hosts, errors="strict") or "localhost"
-        if at:
-            username, colon, password = user.partition(":")
-            mapping["username"] = unquote(username, errors="strict")
-            if colon:
-                mapping["password"] = unquote(password, errors="strict")
-        if slash:
-            mapping["virtual_host"] = unquote(path, errors="strict")
-        pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=100)
-    except ValueError:
-        raise ConfigurationError(
-            f"{where}: the URI is not percent-encoded UTF-8; encode each part, in Python with "
-            "urllib.parse.quote(part, safe='')."
-        ) from None
-    for name, value in pairs:
-        if name in mapping:
-            raise ConfigurationError(f"{where}: option `{name}` is set twice in the URI; remove one.")
-        mapping[name] = value
-    return mapping
-
-
 def _with_credentials(values: dict[str, object], where: str) -> dict[str, object]:
     """Merge what the credential document says with what is set beside it, which must not say otherwise."""
     document = values.pop("credentials_secret", None)
     if document is None:
         return values
-    found = recognise(document, where=f"{where}, option `credentials`")
-    if "uri" in found:
-        found = {**parse_uri(str(found.pop("uri")), where=f"{where}, URI in the credentials"), **found}
-    found = read_options(found, where=f"{where}, option `credentials`")
-    if values.get("verify") is False:
-        found.pop("ca_certificate", None)
+    source = f"{where}, option `credentials`"
+    found = read_options(recognise(document, where=source), where=source)
+    if values.get("verify") is False or any(name.startswith("ca_certificate") for name in values):
+        # What is set beside the document counts, and the document cannot be edited.
+        found = {name: value for name, value in found.items() if not name.startswith("ca_certificate")}
     for name, value in values.items():
         if name in found and found[name] != value and name in _IDENTITY:
             raise Invalid(f"option `{name}` is set and the credentials say otherwise: remove one")
@@ -360,9 +323,12 @@ def _listed(values: Mapping[str, object]) -> tuple[tuple[str, int | None], ...]:
 
 
 def _hosts(values: Mapping[str, object], *, tls: bool) -> tuple[tuple[str, int], ...]:
+    listed = _listed(values)
     default = values.get("port", TLS_PORT if tls else PORT)
     assert isinstance(default, int)  # noqa: S101 - as options.number reads it
-    return tuple((host, default if port is None else port) for host, port in _listed(values))
+    if "port" in values and default not in {port or default for _, port in listed}:
+        raise Invalid(f"the port is {default}, but every host is written with another one: remove one")
+    return tuple((host, default if port is None else port) for host, port in listed)
 
 
 def _user(values: Mapping[str, object]) -> tuple[str, str]:
