@@ -1,0 +1,207 @@
+"""A private RabbitMQ node: TLS only, fresh certificates, loopback, free ports."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import secrets
+import signal
+import socket
+import ssl
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import quote
+
+from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
+from stack.certificates import make_authority
+from stack.processes import Process, StartFailed, base_environment, free_port
+
+#: Where Debian's package keeps the scripts. The wrappers on PATH switch to the system's user and its node.
+SCRIPTS = "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin"
+
+
+def installation() -> Path:
+    """The folder of the server's scripts.
+
+    :raises StartFailed: RabbitMQ is not installed.
+    """
+    found = sorted(glob.glob(SCRIPTS))
+    if not found:
+        raise StartFailed("RabbitMQ is not installed: apt-get install rabbitmq-server (make setup does it as root).")
+    return Path(found[-1])
+
+
+class Broker:
+    """A RabbitMQ node. A context manager; :meth:`stop` and :meth:`start` keep its ports and its data.
+
+    It has a user ``airflow`` that may do everything and a user ``nobody`` that may connect and declare nothing, and the
+    vhosts ``/`` and ``other``; ``nobody`` has no access to ``other``.
+
+    :param plain: listen for plain AMQP too.
+    :param configuration: further lines for ``rabbitmq.conf``.
+    """
+
+    host = "127.0.0.1"
+    user = "airflow"
+    virtual_host = "/"
+
+    def __init__(self, directory: Path, *, plain: bool = False, configuration: str = "") -> None:
+        self.directory = directory.resolve()
+        self.port = free_port()
+        self.plain_port = free_port() if plain else None
+        self.password = secrets.token_urlsafe(16)
+        self._scripts = installation()
+        self.authority = make_authority(self.directory / "tls")
+        self.ca_file, self.ca_pem = self.authority.ca_file, self.authority.ca_pem
+        self.node = f"broker{self.port}@localhost"
+        self._environment = base_environment(
+            HOME=str(self.directory),
+            RABBITMQ_NODENAME=self.node,
+            RABBITMQ_CONFIG_FILE=str(self.directory / "rabbitmq.conf"),
+            RABBITMQ_MNESIA_BASE=str(self.directory / "data"),
+            RABBITMQ_LOG_BASE=str(self.directory / "log"),
+            RABBITMQ_ENABLED_PLUGINS_FILE=str(self.directory / "enabled_plugins"),
+            RABBITMQ_PID_FILE=str(self.directory / "pid"),
+            RABBITMQ_DIST_PORT=str(free_port()),
+            # A port mapper of its own, which ends with the node: nothing is shared with a broker that is not ours.
+            ERL_EPMD_PORT=str(free_port()),
+            ERL_EPMD_ADDRESS=self.host,
+            RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none "
+            "-kernel inet_dist_use_interface {127,0,0,1}",
+        )
+        self._write_configuration(configuration)
+        self.process = Process(
+            "RabbitMQ",
+            [str(self._scripts / "rabbitmq-server")],
+            log=self.directory / "broker.log",
+            environment=self._environment,
+            grace=15.0,
+        )
+
+    def _write_configuration(self, more: str) -> None:
+        definitions = self.directory / "definitions.json"
+        definitions.touch(mode=0o600)
+        everything = {"configure": ".*", "write": ".*", "read": ".*"}
+        definitions.write_text(
+            json.dumps(
+                {
+                    "users": [
+                        {"name": self.user, "password": self.password, "tags": "administrator"},
+                        {"name": "nobody", "password": self.password, "tags": ""},
+                    ],
+                    "vhosts": [{"name": "/"}, {"name": "other"}],
+                    "permissions": [
+                        {"user": self.user, "vhost": "/", **everything},
+                        {"user": self.user, "vhost": "other", **everything},
+                        {"user": "nobody", "vhost": "/", "configure": "", "write": "", "read": ".*"},
+                    ],
+                }
+            )
+        )
+        (self.directory / "enabled_plugins").write_text("[].\n")
+        (self.directory / "rabbitmq.conf").write_text(
+            f"listeners.tcp = none\n"
+            f"listeners.ssl.1 = {self.host}:{self.port}\n"
+            f"ssl_options.cacertfile = {self.authority.ca_file}\n"
+            f"ssl_options.certfile = {self.authority.certificate_file}\n"
+            f"ssl_options.keyfile = {self.authority.key_file}\n"
+            f"load_definitions = {definitions}\n"
+            f"disk_free_limit.absolute = 50MB\n"
+            f"vm_memory_high_watermark.relative = 0.4\n"
+            f"log.console = true\nlog.console.level = info\nlog.file = false\n{more}\n"
+        )
+        if self.plain_port is not None:
+            text = (self.directory / "rabbitmq.conf").read_text()
+            text = text.replace("listeners.tcp = none", f"listeners.tcp.1 = {self.host}:{self.plain_port}")
+            (self.directory / "rabbitmq.conf").write_text(text)
+
+    def __enter__(self) -> Broker:
+        try:
+            return self.start()
+        except BaseException:
+            self.process.stop()
+            raise
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self.process.stop()
+
+    def launch(self) -> Broker:
+        """Start without waiting; :meth:`wait` waits."""
+        self.process.start()
+        return self
+
+    def wait(self) -> Broker:
+        """Wait until AMQP answers."""
+        self.process.wait_until(self._answers, timeout=60)
+        return self
+
+    def start(self) -> Broker:
+        """Start and wait until AMQP answers."""
+        return self.launch().wait()
+
+    def stop(self) -> None:
+        """Stop in good order."""
+        self.process.stop()
+
+    def kill(self) -> None:
+        """SIGKILL the virtual machine: what was not on disk is gone."""
+        self.process.signal(signal.SIGKILL, containing="beam")
+        self.process.stop()
+
+    def suspend(self) -> None:
+        """SIGSTOP: connections stay open and nothing answers."""
+        self.process.signal(signal.SIGSTOP, containing="beam")
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self.process.signal(signal.SIGCONT, containing="beam")
+
+    def _answers(self) -> bool:
+        context = ssl.create_default_context(cafile=str(self.ca_file))
+        try:
+            with (
+                socket.create_connection((self.host, self.port), timeout=2) as plain,
+                context.wrap_socket(plain, server_hostname=self.host) as connection,
+            ):
+                connection.sendall(b"AMQP\x00\x00\x09\x01")
+                return connection.recv(1) == b"\x01"
+        except OSError:
+            return False
+
+    def uri(self, *, user: str | None = None, password: str | None = None, vhost: str | None = None) -> str:
+        """``amqps://`` with everything but the CA; the arguments replace what is right."""
+        name = quote(self.user if user is None else user, safe="")
+        secret = quote(self.password if password is None else password, safe="")
+        path = quote(self.virtual_host if vhost is None else vhost, safe="")
+        return f"amqps://{name}:{secret}@{self.host}:{self.port}/{path}"
+
+    def connection(self) -> str:
+        """The URI of an Airflow connection, CA included as a path."""
+        return f"{self.uri()}?ca_certificate={quote(str(self.ca_file), safe='')}"
+
+    def endpoint(self, **options: object) -> Endpoint:
+        """The endpoint of user ``airflow``."""
+        return Endpoint.from_uri(self.uri(), **{"ca_certificate": self.ca_pem, **options})
+
+    def ctl(self, *arguments: str) -> str:
+        """Run ``rabbitmqctl`` and return what it prints."""
+        environment = {**os.environ, **self._environment}
+        done = subprocess.run(
+            [str(self._scripts / "rabbitmqctl"), "--node", self.node, "--quiet", *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"rabbitmqctl {arguments[0]} failed: {done.stderr or done.stdout}")
+        return done.stdout
+
+    def queues(self, vhost: str = "/") -> set[str]:
+        """The names of all queues."""
+        return set(self.ctl("list_queues", "--vhost", vhost, "--no-table-headers", "name").split())
