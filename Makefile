@@ -1,0 +1,58 @@
+# One command per need, the same for people and for CI. `make` alone lists them.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SPARK := .venv-spark/bin/python
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup system demo test test-unit test-broker test-spark test-airflow lint format constraints clean
+
+help: ## list the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: setup ## train a model on Spark from Airflow and watch it; KEEP=1 leaves it all running
+	@$(BIN)/python -m stack.demo $(if $(KEEP),--keep)
+
+test: lint test-unit test-broker test-spark test-airflow ## lint and every tier of tests
+
+setup: system .venv/ready .venv-spark/ready ## install what is missing and build both environments
+
+system:
+	@stack/system.sh
+
+.venv/ready: pyproject.toml constraints.txt stack/environment.sh
+	@stack/environment.sh "$(PYTHON)" .venv constraints.txt -e . --group dev
+
+.venv-spark/ready: constraints-spark.txt stack/environment.sh
+	@stack/environment.sh "$(PYTHON)" .venv-spark constraints-spark.txt pyspark scikit-learn
+
+lint: setup ## ruff, mypy, import-linter, docker files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@stack/lint-docker.sh
+
+format: setup ## let ruff write what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-unit: setup ## tests that need nothing running
+	$(PYTEST) tests/unit
+
+test-broker: setup ## tests on a real RabbitMQ with TLS
+	$(PYTEST) tests/broker
+
+test-spark: setup ## tests on a real Spark cluster and RabbitMQ
+	$(PYTEST) tests/spark
+
+test-airflow: setup ## tests on a real Airflow, Spark and RabbitMQ
+	$(PYTEST) tests/airflow
+
+constraints: setup ## write down the versions that are installed now
+	$(BIN)/uv pip freeze --exclude-editable --python .venv > constraints.txt
+	$(BIN)/uv pip freeze --exclude-editable --python .venv-spark > constraints-spark.txt
+
+clean: ## remove both environments and what the demo and the tests left
+	rm -rf .venv .venv-spark .demo .stack build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
