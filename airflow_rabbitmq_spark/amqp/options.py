@@ -10,7 +10,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -291,13 +291,18 @@ KNOWN_ELSEWHERE = {
 }
 
 
-def nearest(unknown: str) -> str | None:
-    """The option that somebody who wrote ``unknown`` most likely meant."""
+def nearest_of(unknown: str, known: Collection[str]) -> str:
+    """A hint for somebody who wrote ``unknown``: the nearest of what is known, or all of it."""
+    word = unknown.strip().lower().replace("-", "_")
+    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean `{matches[0]}`?" if matches else f"known are {', '.join(sorted(known))}."
+
+
+def _hint(unknown: str) -> str:
     word = unknown.strip().lower().replace("-", "_")
     if word in KNOWN_ELSEWHERE:
-        return KNOWN_ELSEWHERE[word]
-    matches = difflib.get_close_matches(word, [*OPTIONS, *KNOWN_ELSEWHERE], n=1, cutoff=0.5)
-    return KNOWN_ELSEWHERE.get(matches[0], matches[0]) if matches else None
+        return f"did you mean `{KNOWN_ELSEWHERE[word]}`?"
+    return nearest_of(unknown, OPTIONS)
 
 
 def read_options(mapping: Mapping[str, object], *, where: str) -> dict[str, object]:
@@ -310,9 +315,7 @@ def read_options(mapping: Mapping[str, object], *, where: str) -> dict[str, obje
     for key, value in mapping.items():
         option = OPTIONS.get(ALIASES.get(key, key))
         if option is None:
-            guess = nearest(str(key))
-            hint = f"did you mean `{guess}`?" if guess else f"known options are {', '.join(sorted(OPTIONS))}."
-            raise ConfigurationError(f"{where}: there is no option `{key}`; {hint}")
+            raise ConfigurationError(f"{where}: there is no option `{key}`; {_hint(str(key))}")
         if value is None or (not option.empty and isinstance(value, (str, list, tuple, dict)) and not value):
             continue
         if option.name in values:

@@ -9,7 +9,7 @@ import socket
 import ssl
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
@@ -56,7 +56,7 @@ def handshake(endpoint: Endpoint, host: tuple[str, int], timeout: float, *, chec
     :raises OSError: no connection, or TLS failed (``ssl.SSLError``).
     """
     with _connect(endpoint, host, timeout, check_hostname=check_hostname) as stream:
-        certificate = stream.getpeercert() or {}
+        certificate: dict[str, Any] = stream.getpeercert() or {}
         names = [str(value) for kind, value in certificate.get("subjectAltName", ()) if kind in {"DNS", "IP Address"}]
         not_after = certificate.get("notAfter")
         cipher = stream.cipher()
