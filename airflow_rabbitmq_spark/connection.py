@@ -1,4 +1,6 @@
-"""Makes an Airflow connection of a cloud service's credentials::
+"""Makes an Airflow connection of a cloud service's credentials.
+
+Thus::
 
     python -m airflow_rabbitmq_spark.connection FILE --format uri|json|command [--test]
 
@@ -13,11 +15,14 @@ import base64
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, urlencode
 
 from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
 from airflow_rabbitmq_spark.exceptions import ConfigurationError, RabbitMQSparkError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def airflow_fields(endpoint: Endpoint) -> dict[str, object]:
@@ -26,8 +31,7 @@ def airflow_fields(endpoint: Endpoint) -> dict[str, object]:
     :return: as ``AIRFLOW_CONN_...`` and ``airflow connections add --conn-json`` take it.
     """
     extra = endpoint.to_mapping()
-    hosts = extra.pop("hosts")
-    assert isinstance(hosts, list)  # noqa: S101 - as to_mapping writes it
+    hosts = cast("list[str]", extra.pop("hosts"))
     fields: dict[str, object] = {
         "conn_type": "rabbitmq",
         "login": extra.pop("username", None),
@@ -49,8 +53,7 @@ def airflow_fields(endpoint: Endpoint) -> dict[str, object]:
 def airflow_uri(endpoint: Endpoint) -> str:
     """The connection as the URI that Airflow reads from ``AIRFLOW_CONN_...``, **secrets included**."""
     fields = airflow_fields(endpoint)
-    extra = fields["extra"]
-    assert isinstance(extra, dict)  # noqa: S101 - as airflow_fields writes it
+    extra = cast("dict[str, object]", fields["extra"])
     query = {name: _as_query(value) for name, value in extra.items()}
     if "ca_certificate" in query:  # one line, and what people expect to see there
         query["ca_certificate_base64"] = base64.b64encode(query.pop("ca_certificate").encode()).decode()
@@ -100,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigurationError("standard input is empty: write the credentials to it, or name a file.")
         endpoint = Endpoint.from_credentials(document, where="standard input" if options.file == "-" else options.file)
         if options.test:
-            from airflow_rabbitmq_spark.check import check  # noqa: PLC0415 - not needed to convert
+            from airflow_rabbitmq_spark.check import check
 
             print(check(endpoint), file=sys.stderr)
     except RabbitMQSparkError as error:

@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import queue as queues
 import time
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import pika
@@ -22,6 +20,9 @@ from airflow_rabbitmq_spark.amqp.diagnosis import explain
 from airflow_rabbitmq_spark.exceptions import NotFound, RabbitMQSparkError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from types import TracebackType
+
     from pika.adapters.blocking_connection import BlockingChannel
 
     from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
@@ -54,15 +55,22 @@ def connect(endpoint: Endpoint, *, connection_name: str | None = None) -> pika.B
     while True:
         failures: list[RabbitMQSparkError] = []
         for host, parameters in zip(endpoint.hosts, endpoint.parameters(connection_name=connection_name), strict=True):
-            try:
-                return pika.BlockingConnection(parameters)
-            except Exception as error:  # noqa: BLE001 - whatever pika, ssl or the socket says, one table explains it
-                failures.append(explain(error, replace(endpoint, hosts=(host,))))
+            result = _attempt(replace(endpoint, hosts=(host,)), parameters)
+            if isinstance(result, pika.BlockingConnection):
+                return result
+            failures.append(result)
         lasting = next((error for error in failures if not error.transient), None)
         pause = next(pauses, None)
         if lasting is not None or pause is None:
             raise lasting or failures[0]
         time.sleep(pause)
+
+
+def _attempt(endpoint: Endpoint, parameters: pika.ConnectionParameters) -> pika.BlockingConnection | RabbitMQSparkError:
+    try:
+        return pika.BlockingConnection(parameters)
+    except Exception as error:  # noqa: BLE001 - whatever pika, ssl or the socket says: one table explains it
+        return explain(error, endpoint)
 
 
 class Operations:
@@ -76,7 +84,7 @@ class Operations:
         self._connection_name = connection_name
         self._connection: pika.BlockingConnection | None = None
 
-    def __enter__(self) -> Operations:
+    def __enter__(self) -> Operations:  # noqa: PYI034 - Self needs Python 3.11, and this folder runs on 3.10
         return self
 
     def __exit__(
@@ -280,7 +288,9 @@ def consume(
     async def start() -> Any:
         connection = await Connection.open(endpoint, connection_name=connection_name)
         channel = await connection.channel()
-        channel.closed.add_done_callback(lambda future: arrived.put(future.result()) if not future.cancelled() else None)
+        channel.closed.add_done_callback(
+            lambda future: arrived.put(future.result()) if not future.cancelled() else None
+        )
         await channel.prefetch(prefetch if max_messages is None else min(prefetch, max(1, max_messages)))
         gone = NotFound(f"Queue {queue!r} was deleted, or its node went down, at {endpoint.describe()}.")
         await channel.consume(queue, arrived.put, on_cancelled=lambda: arrived.put(gone))

@@ -190,7 +190,7 @@ def _options(shape: Shape, document: Document, where: str) -> dict[str, object]:
 
 def _candidates(document: object, depth: int = 0) -> list[Document]:
     """The document and what is wrapped in it: service keys, ``VCAP_SERVICES``, Kubernetes secrets, lists of these."""
-    if depth > 4:  # noqa: PLR2004 - VCAP_SERVICES nests three deep
+    if depth > 4:
         return []
     if isinstance(document, list):
         return [found for item in document for found in _candidates(item, depth + 1)]
@@ -207,13 +207,14 @@ def _mapping(value: object) -> dict[str, object]:
 
 
 def _decoded(data: object) -> dict[str, object]:
-    result: dict[str, object] = {}
-    for key, value in _mapping(data).items():
-        try:
-            result[key] = base64.b64decode(str(value), validate=True).decode()
-        except (binascii.Error, ValueError):
-            continue
-    return result
+    return {key: _decode(value) for key, value in _mapping(data).items()}
+
+
+def _decode(value: object) -> str | None:
+    try:
+        return base64.b64decode(str(value), validate=True).decode()
+    except (binascii.Error, ValueError):
+        return None  # other keys than those that matter may hold binary data
 
 
 def _at(document: object, path: str) -> object:
@@ -239,7 +240,7 @@ def _read(text: str, where: str) -> object:
         f"{where}: this is neither the JSON of credentials, nor a RabbitMQ URI, nor the path of a file or directory "
         "that can be read here. Paste the document whole, from its first { to its last }."
     )
-    if not text or "\n" in text or len(text) > 1024:  # noqa: PLR2004 - longer than paths are
+    if not text or "\n" in text or len(text) > 1024:
         raise problem
     path = Path(text).expanduser()
     try:

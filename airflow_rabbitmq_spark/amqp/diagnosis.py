@@ -14,7 +14,6 @@ import errno
 import re
 import socket
 import ssl
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pika import exceptions as pika_errors
@@ -42,6 +41,8 @@ from airflow_rabbitmq_spark.exceptions import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
 
 probe_tls = probe.speaks_tls
@@ -181,7 +182,13 @@ _VERIFY_CODES = {
 _HOST_MISMATCH_CODES = {62, 64}
 
 #: OpenSSL's reason for "what came was not TLS".
-_NOT_TLS = ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE")
+_NOT_TLS = (
+    "WRONG_VERSION_NUMBER",
+    "UNKNOWN_PROTOCOL",
+    "HTTP_REQUEST",
+    "PACKET_LENGTH_TOO_LONG",
+    "RECORD_LAYER_FAILURE",
+)
 
 #: What the broker's TLS alert complains about, by a part of OpenSSL's name for it.
 _ALERTS = (
@@ -191,8 +198,10 @@ _ALERTS = (
     ),
     (
         "ALERT_UNKNOWN_CA",
-        "the broker does not trust the authority of our client certificate. Use a certificate of an authority in its "
-        "`ssl_options.cacertfile`, with the chain in option `client_certificate`",
+        (
+            "the broker does not trust the authority of our client certificate. Use a certificate of an authority in its "
+            "`ssl_options.cacertfile`, with the chain in option `client_certificate`"
+        ),
     ),
     ("CERTIFICATE_EXPIRED", "our client certificate has expired. Renew options `client_certificate` and `private_key`"),
     ("CERTIFICATE_REVOKED", "our client certificate was revoked. Renew `client_certificate` and `private_key`"),
@@ -200,14 +209,18 @@ _ALERTS = (
     ("BAD_CERTIFICATE", "the broker does not accept our client certificate. Check option `client_certificate`"),
     (
         "PROTOCOL_VERSION",
-        "the broker does not speak the TLS version that is asked for. Lower option `minimum_tls_version`, or enable "
-        "the newer version on the broker",
+        (
+            "the broker does not speak the TLS version that is asked for. Lower option `minimum_tls_version`, or enable "
+            "the newer version on the broker"
+        ),
     ),
     ("UNSUPPORTED_PROTOCOL", "the broker offers only TLS versions older than option `minimum_tls_version`"),
     (
         "HANDSHAKE_FAILURE",
-        "the two have no cipher or version in common, or the broker wants a client certificate (options "
-        "`client_certificate` and `private_key`)",
+        (
+            "the two have no cipher or version in common, or the broker wants a client certificate (options "
+            "`client_certificate` and `private_key`)"
+        ),
     ),
     ("UNRECOGNIZED_NAME", "the server does not know the name we ask for. Set option `server_name`"),
 )
@@ -227,7 +240,9 @@ def _certificate(error: BaseException, place: _Place) -> RabbitMQSparkError:
         if remedy is _TRUST and tls is not None and tls.ca is not None:
             cause = "it does not come from an authority in option `ca_certificate`"
             remedy = "Replace `ca_certificate` by the certificate of the authority that signed the broker's"
-    return TLSFailed(f"TLS handshake with {place} failed: the broker's certificate is refused: {cause} ({message}). {remedy}.")
+    return TLSFailed(
+        f"TLS handshake with {place} failed: the broker's certificate is refused: {cause} ({message}). {remedy}."
+    )
 
 
 def _ssl(error: BaseException, place: _Place) -> RabbitMQSparkError:
@@ -303,7 +318,7 @@ def _mechanism(error: BaseException, place: _Place) -> RabbitMQSparkError:
 
 def _login(error: BaseException, place: _Place) -> RabbitMQSparkError:
     code = _code(error)
-    if code != 403:  # noqa: PLR2004 - AMQP's access-refused, which every RabbitMQ since 3.2 says
+    if code != 403:
         return _lost_in_login(error, place)
     user = place.endpoint.username
     if place.endpoint.sasl_mechanism == "EXTERNAL":
@@ -379,9 +394,9 @@ def _connection_closed(error: BaseException, place: _Place) -> RabbitMQSparkErro
     code, text = _code(error), _text(error)
     if code in {320, 541, None}:  # forced: shutdown, closed by an operator, vhost gone or down; or an internal error
         return ConnectionLost(f"{place} closed the connection: {text}. It is stopping, or an operator closed it.")
-    if code == 403:  # noqa: PLR2004 - AMQP's access-refused
+    if code == 403:
         return _access_refused(text, place)
-    if code == 501 and "frame" in text.lower():  # noqa: PLR2004 - AMQP's frame-error
+    if code == 501 and "frame" in text.lower():
         return ConnectionFailed(f"{place} closed the connection: {text}. Lower option `frame_max`.")
     return ConnectionFailed(f"{place} closed the connection because of a wrong request: {text}.")
 
@@ -401,22 +416,22 @@ def _access_refused(text: str, place: _Place) -> RabbitMQSparkError:
 
 def _channel_closed(error: BaseException, place: _Place) -> RabbitMQSparkError:
     code, text = _code(error), _text(error)
-    if code == 403:  # noqa: PLR2004 - AMQP's access-refused
+    if code == 403:
         return _access_refused(text, place)
-    if code == 404:  # noqa: PLR2004 - AMQP's not-found
+    if code == 404:
         return NotFound(f"There is no such queue or exchange at {place}: {text}. Declare it, or correct its name.")
-    if code == 405:  # noqa: PLR2004 - AMQP's resource-locked
+    if code == 405:
         return TopologyConflict(f"The queue belongs to another connection alone, at {place}: {text}.")
-    if code == 406 and "timed out" in text:  # noqa: PLR2004 - AMQP's precondition-failed
+    if code == 406 and "timed out" in text:
         return ConnectionLost(
             f"{place} closed the channel because a message was held unacknowledged for longer than its "
             f"consumer_timeout: {text}. Acknowledge sooner, or raise consumer_timeout on the broker."
         )
-    if code == 406 and "size" in text:  # noqa: PLR2004
+    if code == 406 and "size" in text:
         return PublishFailed(f"{place} refuses the message as too large: {text}. Its limit is max_message_size.")
-    if code == 406 and "unknown delivery tag" in text:  # noqa: PLR2004
+    if code == 406 and "unknown delivery tag" in text:
         return RabbitMQSparkError(f"A message was acknowledged twice, or on another channel, at {place}: {text}.")
-    if code == 406:  # noqa: PLR2004
+    if code == 406:
         return TopologyConflict(
             f"The queue or exchange exists at {place} with other properties, or is in use: {text}. Delete it, or "
             "declare it as it is."
@@ -431,7 +446,9 @@ def _consumer_cancelled(_error: BaseException, place: _Place) -> RabbitMQSparkEr
 
 
 def _unroutable(error: BaseException, place: _Place) -> RabbitMQSparkError:
-    return Unroutable(f"No queue is bound for the message at {place}: {_text(error)}. Declare and bind the queue first.")
+    return Unroutable(
+        f"No queue is bound for the message at {place}: {_text(error)}. Declare and bind the queue first."
+    )
 
 
 def _rejected(error: BaseException, place: _Place) -> RabbitMQSparkError:

@@ -11,20 +11,19 @@ import hmac
 import logging
 import random
 import secrets
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, urlencode
 
 from airflow_rabbitmq_spark.amqp.credentials import recognise
-from airflow_rabbitmq_spark.amqp.options import OPTIONS, PORT, TLS_PORT, Invalid, read_options
+from airflow_rabbitmq_spark.amqp.options import OPTIONS, PORT, TLS_PORT, OptionError, read_options
 from airflow_rabbitmq_spark.amqp.tls import TLS, read_tls
 from airflow_rabbitmq_spark.amqp.uri import parse_uri
 from airflow_rabbitmq_spark.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator, Mapping
 
     import pika
 
@@ -101,7 +100,9 @@ class Endpoint:
         mapping = parse_uri(uri, where=where)
         for name, value in options.items():
             if name in mapping and value is not None:
-                raise ConfigurationError(f"{where}: option `{name}` is set twice, in the URI and beside it; remove one.")
+                raise ConfigurationError(
+                    f"{where}: option `{name}` is set twice, in the URI and beside it; remove one."
+                )
             mapping[name] = value
         return cls.from_mapping(mapping, where=where)
 
@@ -136,7 +137,7 @@ class Endpoint:
                 tls=_tls(values, use_tls=use_tls),
                 **{name: values[name] for name in _PLAIN_FIELDS if name in values},  # type: ignore[arg-type]
             )
-        except Invalid as error:
+        except OptionError as error:
             raise ConfigurationError(f"{where}: {error}.") from None
 
     # Taking it elsewhere --------------------------------------------------------------------------------------------
@@ -192,8 +193,8 @@ class Endpoint:
         :param connection_name: shown in the broker's list of connections; replaces the endpoint's own.
         :raises ConfigurationError: the certificates cannot be used.
         """
-        import pika  # noqa: PLC0415 - Airflow's DAG files build endpoints and must not pay for it
-        from pika.credentials import ExternalCredentials, PlainCredentials  # noqa: PLC0415
+        import pika
+        from pika.credentials import ExternalCredentials, PlainCredentials
 
         context = self.ssl_context()
         credentials: PlainCredentials | ExternalCredentials
@@ -289,7 +290,7 @@ def _with_credentials(values: dict[str, object], where: str) -> dict[str, object
         found = {name: value for name, value in found.items() if not name.startswith("ca_certificate")}
     for name, value in values.items():
         if name in found and found[name] != value and name in _IDENTITY:
-            raise Invalid(f"option `{name}` is set and the credentials say otherwise: remove one")
+            raise OptionError(f"option `{name}` is set and the credentials say otherwise: remove one")
     return {**found, **values}
 
 
@@ -300,9 +301,9 @@ _IDENTITY = frozenset({"scheme", "hosts", "virtual_host", "username", "password"
 def _use_tls(values: Mapping[str, object]) -> bool:
     scheme, wanted = values.get("scheme"), values.get("tls")
     if scheme == "amqps" and wanted is False:
-        raise Invalid("the scheme is amqps, but option `tls` is false: write amqp, or remove the option")
+        raise OptionError("the scheme is amqps, but option `tls` is false: write amqp, or remove the option")
     if scheme == "amqp" and wanted is True:
-        raise Invalid("the scheme is amqp, but option `tls` is true: write amqps, or remove the option")
+        raise OptionError("the scheme is amqp, but option `tls` is true: write amqps, or remove the option")
     if scheme is not None:
         return scheme == "amqps"
     if wanted is not None:
@@ -311,23 +312,22 @@ def _use_tls(values: Mapping[str, object]) -> bool:
     default = values.get("port", TLS_PORT)
     ports = {port or default for _, port in _listed(values)}
     if TLS_PORT in ports and len(ports) > 1:
-        raise Invalid("one port is 5671 (TLS) and another is not: set option `tls` to true or false")
+        raise OptionError("one port is 5671 (TLS) and another is not: set option `tls` to true or false")
     return TLS_PORT in ports
 
 
 def _listed(values: Mapping[str, object]) -> tuple[tuple[str, int | None], ...]:
     hosts = values.get("hosts")
     if not isinstance(hosts, tuple):
-        raise Invalid("no host is set: write the broker's host name")
+        raise OptionError("no host is set: write the broker's host name")
     return hosts
 
 
 def _hosts(values: Mapping[str, object], *, tls: bool) -> tuple[tuple[str, int], ...]:
     listed = _listed(values)
-    default = values.get("port", TLS_PORT if tls else PORT)
-    assert isinstance(default, int)  # noqa: S101 - as options.number reads it
+    default = cast("int", values.get("port", TLS_PORT if tls else PORT))
     if "port" in values and default not in {port or default for _, port in listed}:
-        raise Invalid(f"the port is {default}, but every host is written with another one: remove one")
+        raise OptionError(f"the port is {default}, but every host is written with another one: remove one")
     return tuple((host, default if port is None else port) for host, port in listed)
 
 
@@ -335,18 +335,20 @@ def _user(values: Mapping[str, object]) -> tuple[str, str]:
     username, password = values.get("username"), values.get("password")
     if values.get("sasl_mechanism") == "EXTERNAL":
         if "client_certificate" not in values:
-            raise Invalid("`sasl_mechanism` is EXTERNAL, which needs `client_certificate` and `private_key`: set them")
+            raise OptionError(
+                "`sasl_mechanism` is EXTERNAL, which needs `client_certificate` and `private_key`: set them"
+            )
         if username or password:
-            raise Invalid(
+            raise OptionError(
                 "`sasl_mechanism` is EXTERNAL, which takes the user from the certificate: remove user name and password"
             )
         return "", ""
     if username is None and password is None:
         return "guest", "guest"
     if not username:
-        raise Invalid("a password is set without a user name: set both, or `sasl_mechanism` EXTERNAL")
+        raise OptionError("a password is set without a user name: set both, or `sasl_mechanism` EXTERNAL")
     if password is None:
-        raise Invalid("a user name is set without a password: set both")
+        raise OptionError("a user name is set without a password: set both")
     return str(username), str(password)
 
 
@@ -356,7 +358,7 @@ def _tls(values: Mapping[str, object], *, use_tls: bool) -> TLS | None:
     # A form sends every default along; only what differs from it was asked for.
     given = [name for name in _TLS_OPTIONS if values.get(name, OPTIONS[name].default) != OPTIONS[name].default]
     if given:
-        raise Invalid(
+        raise OptionError(
             f"option `{given[0]}` is for TLS, but the connection is plain AMQP: set option `tls` to true "
             "(in a URI write amqps://), or remove it"
         )

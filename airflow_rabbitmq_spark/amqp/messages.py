@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pika
 
 from airflow_rabbitmq_spark.amqp.options import nearest_of
 from airflow_rabbitmq_spark.amqp.publisher import Outgoing
 from airflow_rabbitmq_spark.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: AMQP's message properties, by the names pika gives them.
 PROPERTIES = frozenset(
@@ -56,9 +58,7 @@ def outgoing(
         values[name] = value
     if headers:
         values["headers"] = {**(values.get("headers") or {}), **headers}
-    return Outgoing(
-        body=content, routing_key=routing_key, exchange=exchange, properties=pika.BasicProperties(**values)
-    )
+    return Outgoing(body=content, routing_key=routing_key, exchange=exchange, properties=pika.BasicProperties(**values))
 
 
 def check_size(message: Outgoing, largest: int) -> Outgoing:

@@ -10,11 +10,14 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from airflow_rabbitmq_spark.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
 
 #: Ports that IANA assigned to AMQP and to AMQP over TLS.
 PORT, TLS_PORT = 5672, 5671
@@ -25,7 +28,7 @@ DAY = 24 * 60 * 60
 SHORT_STRING_BYTES = 255
 
 
-class Invalid(ValueError):
+class OptionError(ValueError):
     """A value cannot be what its option needs. The message completes the sentence "Option `x` ..."."""
 
 
@@ -38,13 +41,13 @@ def shown(value: object) -> str:
 def text(value: object) -> str:
     """Any text without NUL, which separates user and password on the wire and ends strings in C."""
     if not isinstance(value, str):
-        raise Invalid(f"must be text, and is {type(value).__name__}")
+        raise OptionError(f"must be text, and is {type(value).__name__}")
     if "\0" in value:
-        raise Invalid("holds a NUL character")
+        raise OptionError("holds a NUL character")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise Invalid("holds characters that are not valid Unicode") from None
+        raise OptionError("holds characters that are not valid Unicode") from None
     return value
 
 
@@ -52,7 +55,7 @@ def short_text(value: object) -> str:
     """Text that fits AMQP's short string."""
     result = text(value)
     if len(result.encode()) > SHORT_STRING_BYTES:
-        raise Invalid(f"is longer than the {SHORT_STRING_BYTES} bytes AMQP allows")
+        raise OptionError(f"is longer than the {SHORT_STRING_BYTES} bytes AMQP allows")
     return result
 
 
@@ -60,9 +63,9 @@ def name(value: object) -> str:
     """A name that AMQP takes and that the broker has not kept for itself."""
     result = short_text(value)
     if not result:
-        raise Invalid("is empty: write a name")
+        raise OptionError("is empty: write a name")
     if result.startswith("amq."):
-        raise Invalid(f"is {shown(result)}: names that start with 'amq.' belong to the broker, choose another")
+        raise OptionError(f"is {shown(result)}: names that start with 'amq.' belong to the broker, choose another")
     return result
 
 
@@ -75,7 +78,7 @@ def boolean(value: object) -> bool:
         return True
     if word in {"false", "no", "off", "0"}:
         return False
-    raise Invalid(f"is {shown(value)}, which is neither true nor false: write true or false")
+    raise OptionError(f"is {shown(value)}, which is neither true nor false: write true or false")
 
 
 def number(low: float, high: float, *, whole: bool = False) -> Callable[[object], float]:
@@ -84,16 +87,16 @@ def number(low: float, high: float, *, whole: bool = False) -> Callable[[object]
     def read(value: object) -> float:
         wanted = f"write a {'whole ' if whole else ''}number from {low:g} to {high:.10g}"
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise Invalid(f"is {shown(value)}, which is no number: {wanted}")
+            raise OptionError(f"is {shown(value)}, which is no number: {wanted}")
         try:
             result = float(value)
         except (ValueError, OverflowError):
-            raise Invalid(f"is {shown(value)}, which is no number: {wanted}") from None
+            raise OptionError(f"is {shown(value)}, which is no number: {wanted}") from None
         if not math.isfinite(result) or not low <= result <= high:
-            raise Invalid(f"is {shown(value)}, which is out of range: {wanted}")
+            raise OptionError(f"is {shown(value)}, which is out of range: {wanted}")
         if whole:
             if not result.is_integer():
-                raise Invalid(f"is {shown(value)}, which is not whole: {wanted}")
+                raise OptionError(f"is {shown(value)}, which is not whole: {wanted}")
             return int(result)
         return result
 
@@ -107,7 +110,7 @@ def choice(*words: str) -> Callable[[object], str]:
         for word in words:
             if isinstance(value, str) and value.strip().lower() == word.lower():
                 return word
-        raise Invalid(f"is {shown(value)}: write {' or '.join(words)}")
+        raise OptionError(f"is {shown(value)}: write {' or '.join(words)}")
 
     return read
 
@@ -116,7 +119,7 @@ def minimum_tls(value: object) -> str:
     """``TLSv1.2`` or ``TLSv1.3``; ``1.2`` and ``1.3`` are understood."""
     version = re.sub(r"(?i)^tls\s*v?\s*", "", str(value).strip())
     if version not in {"1.2", "1.3"}:
-        raise Invalid(f"is {shown(value)}: write TLSv1.2 or TLSv1.3 (older versions are broken)")
+        raise OptionError(f"is {shown(value)}: write TLSv1.2 or TLSv1.3 (older versions are broken)")
     return f"TLSv{version}"
 
 
@@ -130,9 +133,9 @@ def http_address(value: object) -> str:
     except ValueError:
         valid, has_user = False, False
     if has_user:
-        raise Invalid("holds a user or password, which links would show to everybody: write it without")
+        raise OptionError("holds a user or password, which links would show to everybody: write it without")
     if not valid:
-        raise Invalid("is no web address: write one such as https://rabbitmq.example.com:15671")
+        raise OptionError("is no web address: write one such as https://rabbitmq.example.com:15671")
     return address.rstrip("/")
 
 
@@ -140,22 +143,22 @@ def split_host(item: str) -> tuple[str, int | None]:
     """``host``, ``host:port``, ``[v6]``, ``[v6]:port`` or a bare IPv6 address."""
     item = item.strip()
     if "@" in item:  # not quoted: what stands before the @ may be a password
-        raise Invalid("holds a user or password: write only the host here")
+        raise OptionError("holds a user or password: write only the host here")
     if item.startswith("["):
         host, bracket, rest = item[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
-            raise Invalid(f"has {shown(item)}: write an IPv6 address as [address]:port")
+            raise OptionError(f"has {shown(item)}: write an IPv6 address as [address]:port")
         port = rest[1:]
     elif item.count(":") > 1:
         host, port = item, ""
     else:
         host, _, port = item.partition(":")
     if not host or re.search(r"[\s/@?#\[\]\0]", host):
-        raise Invalid(f"has {shown(item)}, which is no host: write host or host:port, several separated by commas")
+        raise OptionError(f"has {shown(item)}, which is no host: write host or host:port, several separated by commas")
     if not port:
         return host, None
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
-        raise Invalid(f"has the port {shown(port)}: write a number from 1 to 65535")
+        raise OptionError(f"has the port {shown(port)}: write a number from 1 to 65535")
     return host, int(port)
 
 
@@ -164,17 +167,17 @@ def hosts(value: object) -> tuple[tuple[str, int | None], ...]:
     items: list[object] = list(value) if isinstance(value, (list, tuple)) else [value]
     result: list[tuple[str, int | None]] = []
     for item in items:
-        if isinstance(item, (list, tuple)) and len(item) == 2:  # noqa: PLR2004 - a pair
+        if isinstance(item, (list, tuple)) and len(item) == 2:
             host, port = item
             result.append(split_host(f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"))
             continue
         if not isinstance(item, str):
-            raise Invalid(f"must be text such as host1:5671,host2:5671, and is {type(item).__name__}")
+            raise OptionError(f"must be text such as host1:5671,host2:5671, and is {type(item).__name__}")
         if "://" in item:
-            raise Invalid("holds a whole URI: write only the host, or use the URI as the connection")
+            raise OptionError("holds a whole URI: write only the host, or use the URI as the connection")
         result.extend(split_host(part) for part in item.split(","))
     if not result:
-        raise Invalid("is empty: write a host")
+        raise OptionError("is empty: write a host")
     return tuple(dict.fromkeys(result))
 
 
@@ -187,7 +190,7 @@ def as_is(value: object) -> object:
 class Option:
     """One option of a connection.
 
-    :param read: turns what was written into the value, or raises :class:`Invalid`.
+    :param read: turns what was written into the value, or raises :class:`OptionError`.
     :param default: what holds when it is not set; ``None`` when that depends on others.
     :param secret: never shown in an error, a log or a ``repr``.
     :param empty: whether empty text is a value; otherwise it means "not set", as in a form.
@@ -322,7 +325,7 @@ def read_options(mapping: Mapping[str, object], *, where: str) -> dict[str, obje
             raise ConfigurationError(f"{where}: option `{option.name}` is set twice; remove one.")
         try:
             values[option.name] = option.read(value)
-        except Invalid as error:
+        except OptionError as error:
             # A secret's own readers never quote it, but `text` is shared: keep to the kind of fault.
             raise ConfigurationError(f"{where}: option `{key}` {error}.") from None
     return values

@@ -1,4 +1,4 @@
-"""Looks at a port with a bare socket: does it speak TLS, what does its certificate say, what does it complain about?
+"""Looks at a port with a bare socket: whether it speaks TLS, what its certificate says, what it complains about.
 
 Nothing here logs in. It serves to explain failures and to describe what a connection test reached.
 """

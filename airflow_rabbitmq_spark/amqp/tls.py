@@ -8,13 +8,16 @@ import os
 import re
 import ssl
 import tempfile
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from airflow_rabbitmq_spark.amqp.options import Invalid
+from airflow_rabbitmq_spark.amqp.options import OptionError
 from airflow_rabbitmq_spark.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 _PEM_BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----(.*?)-----END \1-----", re.DOTALL)
 
@@ -99,32 +102,15 @@ class TLS:
 def read_tls(values: Mapping[str, object]) -> TLS:
     """Make a :class:`TLS` from options that ``options.read_options`` has read.
 
-    :raises Invalid: they contradict each other or cannot be used. The message names the options.
+    :raises OptionError: they contradict each other or cannot be used. The message names the options.
     """
     ca = _read_ca(values)
-    certificate = private_key = None
-    if "client_certificate" in values:
-        client = _material(values["client_certificate"], "client_certificate")
-        certificate = _blocks(client, "CERTIFICATE") or None
-        private_key = _blocks(client, "PRIVATE KEY") or None
-        if certificate is None:
-            raise Invalid(f"option `client_certificate` holds {_kinds(client)} and no certificate")
-    if "private_key" in values:
-        if certificate is None:
-            raise Invalid("option `private_key` is set without `client_certificate`: set both or neither")
-        key = _material(values["private_key"], "private_key")
-        private_key = _blocks(key, "PRIVATE KEY") or None
-        if private_key is None:
-            raise Invalid(f"option `private_key` holds {_kinds(key)} and no private key")
-    if certificate is not None and private_key is None:
-        raise Invalid("option `client_certificate` is set without `private_key`: set both or neither")
-    passphrase = _text_or_none(values.get("private_key_passphrase"))
-    if passphrase is not None and private_key is None:
-        raise Invalid("option `private_key_passphrase` is set without `private_key`: remove it or set the key")
-
+    certificate, private_key, passphrase = _read_client(values)
     verify = values.get("verify", True) is True
     if not verify and ca is not None:
-        raise Invalid("`verify` is false, so that the authorities of `ca_certificate` would not be used: remove one")
+        raise OptionError(
+            "`verify` is false, so that the authorities of `ca_certificate` would not be used: remove one"
+        )
     tls = TLS(
         ca=ca,
         certificate=certificate,
@@ -139,8 +125,32 @@ def read_tls(values: Mapping[str, object]) -> TLS:
         try:
             tls.context()
         except ConfigurationError as error:
-            raise Invalid(str(error)) from None
+            raise OptionError(str(error)) from None
     return tls
+
+
+def _read_client(values: Mapping[str, object]) -> tuple[str | None, str | None, str | None]:
+    """Client certificate, its key and the key's passphrase."""
+    certificate = private_key = None
+    if "client_certificate" in values:
+        client = _material(values["client_certificate"], "client_certificate")
+        certificate = _blocks(client, "CERTIFICATE") or None
+        private_key = _blocks(client, "PRIVATE KEY") or None
+        if certificate is None:
+            raise OptionError(f"option `client_certificate` holds {_kinds(client)} and no certificate")
+    if "private_key" in values:
+        if certificate is None:
+            raise OptionError("option `private_key` is set without `client_certificate`: set both or neither")
+        key = _material(values["private_key"], "private_key")
+        private_key = _blocks(key, "PRIVATE KEY") or None
+        if private_key is None:
+            raise OptionError(f"option `private_key` holds {_kinds(key)} and no private key")
+    if certificate is not None and private_key is None:
+        raise OptionError("option `client_certificate` is set without `private_key`: set both or neither")
+    passphrase = _text_or_none(values.get("private_key_passphrase"))
+    if passphrase is not None and private_key is None:
+        raise OptionError("option `private_key_passphrase` is set without `private_key`: remove it or set the key")
+    return certificate, private_key, passphrase
 
 
 def _read_ca(values: Mapping[str, object]) -> str | None:
@@ -148,16 +158,16 @@ def _read_ca(values: Mapping[str, object]) -> str | None:
     if not given:
         return None
     if len(given) > 1:
-        raise Invalid("both `ca_certificate` and `ca_certificate_base64` are set: remove one")
+        raise OptionError("both `ca_certificate` and `ca_certificate_base64` are set: remove one")
     option = given[0]
     material = _material(values[option], option, base64_only=option.endswith("_base64"))
     ca = _blocks(material, "CERTIFICATE")
     if not ca:
-        raise Invalid(f"option `{option}` holds {_kinds(material)} and no certificate")
+        raise OptionError(f"option `{option}` holds {_kinds(material)} and no certificate")
     try:
         _load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ca)
     except ConfigurationError as error:
-        raise Invalid(f"option `{option}`: {error}") from None
+        raise OptionError(f"option `{option}`: {error}") from None
     return ca
 
 
@@ -176,7 +186,7 @@ def _load_authorities(context: ssl.SSLContext, ca: str) -> None:
 def _material(value: object, option: str, *, base64_only: bool = False) -> str:
     """PEM text from PEM text, base64 of PEM or DER, or the path of a file that holds PEM or DER."""
     if not isinstance(value, str):
-        raise Invalid(f"option `{option}` must be text, and is {type(value).__name__}")
+        raise OptionError(f"option `{option}` must be text, and is {type(value).__name__}")
     value = value.strip()
     if "\n" not in value:
         # Environment variables and hand-written JSON often hold the two characters \n for an end of line.
@@ -187,9 +197,13 @@ def _material(value: object, option: str, *, base64_only: bool = False) -> str:
     if decoded is not None:
         return decoded
     if base64_only:
-        raise Invalid(f"option `{option}` is not base64 of a certificate: encode the PEM file with `base64 -w0 FILE`")
-    if len(value) > 1024 or "\n" in value:  # noqa: PLR2004 - longer than paths are
-        raise Invalid(f"option `{option}` is neither PEM text, nor base64 of it, nor the path of a file: copy it again")
+        raise OptionError(
+            f"option `{option}` is not base64 of a certificate: encode the PEM file with `base64 -w0 FILE`"
+        )
+    if len(value) > 1024 or "\n" in value:
+        raise OptionError(
+            f"option `{option}` is neither PEM text, nor base64 of it, nor the path of a file: copy it again"
+        )
     return _read_file(value, option)
 
 
@@ -210,7 +224,7 @@ def _from_bytes(data: bytes) -> str | None:
     pems: list[str] = []
     while data:
         # A DER certificate is a SEQUENCE (0x30) longer than 255 bytes, so its length takes two bytes (0x82) or three.
-        if len(data) < 5 or data[0] != 0x30 or data[1] not in {0x82, 0x83}:  # noqa: PLR2004
+        if len(data) < 5 or data[0] != 0x30 or data[1] not in {0x82, 0x83}:
             return None
         header = 2 + (data[1] & 0x7F)
         end = header + int.from_bytes(data[2:header], "big")
@@ -230,13 +244,13 @@ def _read_file(value: str, option: str) -> str:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a path"
         # The value is not quoted when it cannot be a path: it may be half a key.
         quoted = f" {value!r}" if re.fullmatch(r"[\w./~ +@:-]*\.\w{1,8}|[~./].{0,200}", value) else ""
-        raise Invalid(
+        raise OptionError(
             f"option `{option}` is neither PEM text nor base64 of it, and there is no file{quoted} to read ({reason}): "
             "paste the PEM text, or write a path that exists on this machine"
         ) from None
     pem = _from_bytes(data)
     if pem is None:
-        raise Invalid(f"option `{option}`: the file {value!r} holds neither PEM nor DER")
+        raise OptionError(f"option `{option}`: the file {value!r} holds neither PEM nor DER")
     return pem
 
 

@@ -84,8 +84,8 @@ class RabbitMQHook(BaseHook):
             the package, DAG, task and run.
         :raises ConfigurationError: there is no such connection, or it is wrong. No socket was opened.
         """
-        from airflow.sdk.exceptions import AirflowNotFoundException  # noqa: PLC0415
-        from airflow.sdk.log import mask_secret  # noqa: PLC0415
+        from airflow.sdk.exceptions import AirflowNotFoundException
+        from airflow.sdk.log import mask_secret
 
         try:
             connection = self.get_connection(self.rabbitmq_conn_id)
@@ -97,8 +97,8 @@ class RabbitMQHook(BaseHook):
 
     async def aendpoint(self, connection_name: str | None = None) -> Endpoint:
         """As :meth:`endpoint`, for the triggerer's event loop."""
-        from airflow.sdk.exceptions import AirflowNotFoundException  # noqa: PLC0415
-        from airflow.sdk.log import amask_secret  # noqa: PLC0415
+        from airflow.sdk.exceptions import AirflowNotFoundException
+        from airflow.sdk.log import amask_secret
 
         try:
             connection = await self.aget_connection(self.rabbitmq_conn_id)
@@ -116,14 +116,14 @@ class RabbitMQHook(BaseHook):
 
         :raises ConnectionFailed: no host let us in.
         """
-        from airflow_rabbitmq_spark.amqp.blocking import connect  # noqa: PLC0415
+        from airflow_rabbitmq_spark.amqp.blocking import connect
 
         return connect(self.endpoint())
 
     def test_connection(self) -> tuple[bool, str]:
         """Try the connection: what was reached, or which step failed and what to change. Declares and deletes."""
-        from airflow_rabbitmq_spark.check import check  # noqa: PLC0415
-        from airflow_rabbitmq_spark.exceptions import RabbitMQSparkError  # noqa: PLC0415
+        from airflow_rabbitmq_spark.check import check
+        from airflow_rabbitmq_spark.exceptions import RabbitMQSparkError
 
         try:
             return True, check(self.endpoint())
@@ -132,7 +132,9 @@ class RabbitMQHook(BaseHook):
 
     @asynccontextmanager
     async def subscribe(self, queue: str) -> AsyncIterator[Subscription]:
-        """The messages of a queue, for people who write their own triggers::
+        """The messages of a queue, for people who write their own triggers.
+
+        Thus::
 
             async with RabbitMQHook(conn_id).subscribe("orders") as messages:
                 ...
@@ -140,7 +142,7 @@ class RabbitMQHook(BaseHook):
         All subscriptions of a process and broker share one connection, however many there are; it comes back by
         itself when it is lost (``amqp/multiplexer.py``).
         """
-        from airflow_rabbitmq_spark.amqp.multiplexer import shared  # noqa: PLC0415
+        from airflow_rabbitmq_spark.amqp.multiplexer import shared
 
         async with shared(await self.aendpoint()).subscribe(queue) as subscription:
             yield subscription
@@ -208,7 +210,7 @@ class RabbitMQHook(BaseHook):
         headers: Mapping[str, Any] | None = None,
     ) -> Outgoing:
         """A message for :meth:`publish_many`; arguments as of :meth:`publish`."""
-        from airflow_rabbitmq_spark.amqp.messages import outgoing  # noqa: PLC0415
+        from airflow_rabbitmq_spark.amqp.messages import outgoing
 
         return outgoing(exchange, routing_key, body, properties=properties, headers=headers)
 
@@ -288,7 +290,7 @@ class RabbitMQHook(BaseHook):
         :param prefetch: how many messages may be fetched ahead.
         :return: how many were handled and acknowledged.
         """
-        from airflow_rabbitmq_spark.amqp.blocking import PREFETCH, consume  # noqa: PLC0415
+        from airflow_rabbitmq_spark.amqp.blocking import PREFETCH, consume
 
         return consume(
             self.endpoint(),
@@ -303,7 +305,7 @@ class RabbitMQHook(BaseHook):
 
     @contextmanager
     def _operating(self) -> Iterator[Operations]:
-        from airflow_rabbitmq_spark.amqp.blocking import Operations  # noqa: PLC0415
+        from airflow_rabbitmq_spark.amqp.blocking import Operations
 
         if self._operations is None:
             self._operations = Operations(self.endpoint())
@@ -316,8 +318,8 @@ class RabbitMQHook(BaseHook):
     @contextmanager
     def _publishing(self) -> Iterator[tuple[Publisher, Callable[[Outgoing], Outgoing]]]:
         """A publisher, and a check that a message is not too large for the connection."""
-        from airflow_rabbitmq_spark.amqp.messages import check_size  # noqa: PLC0415
-        from airflow_rabbitmq_spark.amqp.publisher import Publisher  # noqa: PLC0415
+        from airflow_rabbitmq_spark.amqp.messages import check_size
+        from airflow_rabbitmq_spark.amqp.publisher import Publisher
 
         if self._publisher is None:
             endpoint = self.endpoint()
@@ -339,9 +341,9 @@ class RabbitMQHook(BaseHook):
         )
 
     def _build(self, connection: Connection, extra: object, connection_name: str | None) -> Endpoint:
-        from dataclasses import replace  # noqa: PLC0415
+        from dataclasses import replace
 
-        from airflow_rabbitmq_spark.amqp.endpoint import Endpoint  # noqa: PLC0415
+        from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
 
         where = f"connection {self.rabbitmq_conn_id!r}"
         endpoint = Endpoint.from_mapping(connection_options(connection, extra, where=where), where=where)
@@ -385,11 +387,11 @@ def connection_options(connection: Connection, extra: object, *, where: str) -> 
 
 def default_connection_name() -> str:
     """The package, and the DAG, task and run where this is called in a task."""
-    from airflow_rabbitmq_spark import __version__  # noqa: PLC0415
+    from airflow_rabbitmq_spark import __version__
 
     package = f"airflow-rabbitmq-spark {__version__}"
     try:
-        from airflow.sdk import get_current_context  # noqa: PLC0415
+        from airflow.sdk import get_current_context
 
         context = get_current_context()
         instance = context["ti"]
