@@ -9,13 +9,30 @@ from typing import Any
 
 from airflow.sdk import dag, task
 
+from airflow_rabbitmq_spark.notifications.rabbitmq import RabbitMQNotifier
 from airflow_rabbitmq_spark.operators.spark_job import SparkJobOperator
 
 HERE = Path(__file__).parent
 MODELS = os.environ.get("MODELS_DIR", str(Path(tempfile.gettempdir()) / "models"))
 
 
-@dag(schedule=None, catchup=False, tags=["spark", "rabbitmq"], doc_md=__doc__)
+def tell(state: str) -> RabbitMQNotifier:
+    """Publish a task's end for whoever listens; every broker has the exchange ``amq.topic``."""
+    return RabbitMQNotifier(
+        exchange="amq.topic",
+        routing_key="airflow.{{ dag.dag_id }}.{{ ti.task_id }}." + state,
+        message={"run_id": "{{ run_id }}", "task_id": "{{ ti.task_id }}", "state": state},
+        mandatory=False,
+    )
+
+
+@dag(
+    schedule=None,
+    catchup=False,
+    tags=["spark", "rabbitmq"],
+    doc_md=__doc__,
+    default_args={"on_success_callback": tell("success"), "on_failure_callback": tell("failed")},
+)
 def train_digits() -> None:
     """Two tasks: the training on Spark, and a report that reads its result."""
     train = SparkJobOperator(
