@@ -9,14 +9,16 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests
 
 from stack.processes import Process, StartFailed, base_environment, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
 
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import secrets
@@ -11,15 +10,18 @@ import socket
 import ssl
 import subprocess
 from pathlib import Path
-from types import TracebackType
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
 from stack.certificates import make_authority
 from stack.processes import Process, StartFailed, base_environment, free_port
 
+if TYPE_CHECKING:
+    from types import TracebackType
+
 #: Where Debian's package keeps the scripts. The wrappers on PATH switch to the system's user and its node.
-SCRIPTS = "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin"
+SCRIPTS = "usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin"
 
 
 def installation() -> Path:
@@ -27,10 +29,10 @@ def installation() -> Path:
 
     :raises StartFailed: RabbitMQ is not installed.
     """
-    found = sorted(glob.glob(SCRIPTS))
+    found = sorted(Path("/").glob(SCRIPTS))
     if not found:
         raise StartFailed("RabbitMQ is not installed: apt-get install rabbitmq-server (make setup does it as root).")
-    return Path(found[-1])
+    return found[-1]
 
 
 class Broker:
@@ -183,9 +185,10 @@ class Broker:
         """The URI of an Airflow connection, CA included as a path."""
         return f"{self.uri()}?ca_certificate={quote(str(self.ca_file), safe='')}"
 
-    def endpoint(self, **options: object) -> Endpoint:
+    def endpoint(self, **options: Any) -> Endpoint:
         """The endpoint of user ``airflow``."""
-        return Endpoint.from_uri(self.uri(), **{"ca_certificate": self.ca_pem, **options})
+        given: dict[str, Any] = {"ca_certificate": self.ca_pem, **options}
+        return Endpoint.from_uri(self.uri(), **given)
 
     def ctl(self, *arguments: str) -> str:
         """Run ``rabbitmqctl`` and return what it prints."""

@@ -62,7 +62,7 @@ def main() -> int:
     # Ctrl-C in a terminal goes to everybody; who ends what, and when, is decided by whoever holds the other end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603 - that is its job
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     let_go = threading.Event()
 
     def listen() -> None:

@@ -8,7 +8,10 @@ import socket
 import struct
 import threading
 import time
-from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 
 class Proxy:

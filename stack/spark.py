@@ -6,9 +6,12 @@ import json
 import subprocess
 import urllib.request
 from pathlib import Path
-from types import TracebackType
+from typing import TYPE_CHECKING
 
 from stack.processes import Process, StartFailed, base_environment, free_port
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 #: The worker's offer: enough for a driver, an executor and a second, smaller pair.
 CORES, MEMORY = 4, "4g"
@@ -28,7 +31,11 @@ class SparkCluster:
         # Not resolved: a virtual environment's interpreter is a link, and its place tells which environment it is.
         self.python = python.absolute()
         found = subprocess.run(
-            [str(self.python), "-c", "import pyspark, os; print(os.path.dirname(pyspark.__file__), pyspark.__version__)"],
+            [
+                str(self.python),
+                "-c",
+                "import pyspark, os; print(os.path.dirname(pyspark.__file__), pyspark.__version__)",
+            ],
             capture_output=True,
             text=True,
             check=False,
@@ -91,9 +98,7 @@ class SparkCluster:
         :param rest_port: where REST submission is reached, if not at the master itself.
         """
         extra = {"rest-port": rest_port or self.rest_port, "deploy-mode": "cluster"}
-        return json.dumps(
-            {"conn_type": "spark", "host": f"spark://{self.host}", "port": self.port, "extra": extra}
-        )
+        return json.dumps({"conn_type": "spark", "host": f"spark://{self.host}", "port": self.port, "extra": extra})
 
     def __enter__(self) -> SparkCluster:
         try:
@@ -131,7 +136,7 @@ class SparkCluster:
         if not self.master.is_running:
             raise StartFailed(f"The Spark master ended while starting.\n{self.master.tail()}")
         try:
-            with urllib.request.urlopen(f"{self.web_url}/json/", timeout=2) as answer:  # noqa: S310 - ours
+            with urllib.request.urlopen(f"{self.web_url}/json/", timeout=2) as answer:
                 return int(json.load(answer)["aliveworkers"]) > 0
         except (OSError, ValueError):
             return False
@@ -140,7 +145,9 @@ class SparkCluster:
         """The Python processes of drivers that run ``application`` (a part of their command line)."""
         # The driver's JVM has the application in its command line too, before PythonRunner starts Python.
         return [
-            pid for pid in self.worker.pids(containing=application) if str(self.python) in _executable_and_arguments(pid)
+            pid
+            for pid in self.worker.pids(containing=application)
+            if str(self.python) in _executable_and_arguments(pid)
         ]
 
     def driver_logs(self) -> str:

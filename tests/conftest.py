@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
 from stack.airflow import Airflow
 from stack.broker import Broker
 from stack.http_counter import RestCounter
 from stack.spark import SparkCluster
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
 
 ROOT = Path(__file__).parent.parent
 SPARK_PYTHON = ROOT / ".venv-spark" / "bin" / "python"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,8 @@ from airflow_rabbitmq_spark.exceptions import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from pika.channel import Channel as PikaChannel
 
     from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
@@ -273,9 +274,7 @@ class Channel:
     async def declare_exchange(self, name: str, kind: str = "topic", *, passive: bool = False) -> None:
         """Declare a durable exchange, or with ``passive`` only check that it exists."""
         raw = self._open_raw()
-        await self._call(
-            lambda done: raw.exchange_declare(name, kind, durable=True, passive=passive, callback=done)
-        )
+        await self._call(lambda done: raw.exchange_declare(name, kind, durable=True, passive=passive, callback=done))
 
     async def declare_queue(
         self,
@@ -361,9 +360,7 @@ class Channel:
             self._on_cancelled[tag] = on_cancelled
         try:
             await self._call(
-                lambda done: raw.basic_consume(
-                    queue, deliver, exclusive=exclusive, consumer_tag=tag, callback=done
-                )
+                lambda done: raw.basic_consume(queue, deliver, exclusive=exclusive, consumer_tag=tag, callback=done)
             )
         except BaseException:
             self._on_cancelled.pop(tag, None)
@@ -470,9 +467,7 @@ class Channel:
         :raises Unconfirmed: no answer in time.
         :raises BrokerBlocked: no answer in time, and the broker blocks publishers.
         """
-        await self.confirmed(
-            self.send(exchange, routing_key, body, properties, mandatory=mandatory), timeout=timeout
-        )
+        await self.confirmed(self.send(exchange, routing_key, body, properties, mandatory=mandatory), timeout=timeout)
 
     async def confirmed(self, future: asyncio.Future[None], *, timeout: float) -> None:
         """Wait for a future of :meth:`send`, and give a time-out its reason."""

@@ -17,15 +17,16 @@ import random
 import time
 import weakref
 from collections import deque
-from collections.abc import Hashable
 from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow_rabbitmq_spark.amqp.connection import Channel, Connection, Message
 from airflow_rabbitmq_spark.exceptions import AccessRefused, NotFound, RabbitMQSparkError, TopologyConflict
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+    from types import TracebackType
+
     from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
@@ -44,9 +45,7 @@ LINGER = 10.0
 #: Seconds between two log lines about the same trouble.
 LOG_INTERVAL = 60.0
 
-_shared: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, Multiplexer]] = (
-    weakref.WeakKeyDictionary()
-)
+_shared: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, Multiplexer]] = weakref.WeakKeyDictionary()
 
 
 def shared(endpoint: Endpoint) -> Multiplexer:
@@ -253,7 +252,9 @@ class Multiplexer:
             for stage in (self._look(connection, found), self._consume(consuming, found), self._until_idle())
         ]
         try:
-            done, _ = await asyncio.wait([*stages, consuming.closed], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(
+                cast("list[asyncio.Future[Any]]", [*stages, consuming.closed]), return_when=asyncio.FIRST_COMPLETED
+            )
         finally:
             for stage in stages:
                 stage.cancel()

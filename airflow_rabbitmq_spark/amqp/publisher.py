@@ -6,11 +6,8 @@ one that is refused and one that is not confirmed in time each raise an error of
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import pika
@@ -20,6 +17,10 @@ from airflow_rabbitmq_spark.amqp.connection import Channel, Connection
 from airflow_rabbitmq_spark.exceptions import PublishFailed
 
 if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
     from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
 
 #: How many messages may be under way unconfirmed. Measured: throughput over TLS grows up to about 2,000 and is flat
@@ -50,9 +51,7 @@ class Publisher:
     :param timeout: seconds to wait for a confirm; the endpoint's ``blocked_connection_timeout`` when not given.
     """
 
-    def __init__(
-        self, endpoint: Endpoint, *, connection_name: str | None = None, timeout: float | None = None
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, *, connection_name: str | None = None, timeout: float | None = None) -> None:
         self._endpoint = endpoint
         self._connection_name = connection_name
         self._timeout = endpoint.blocked_connection_timeout if timeout is None else timeout

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import requests
@@ -13,6 +12,9 @@ from airflow.sdk import BaseHook, Connection
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from airflow_rabbitmq_spark.exceptions import ConfigurationError, MasterUnreachable, SubmissionFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 #: Seconds to connect to a master and to wait for its answer. It answers a submission at once, before the driver starts.
 TIMEOUT = (5, 30)

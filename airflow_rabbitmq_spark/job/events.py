@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_rabbitmq_spark.exceptions import EventInvalid, ResultInvalid
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 CONTENT_TYPE = "application/cloudevents+json"
 TYPE_PREFIX = "airflow.spark.job."

@@ -11,14 +11,16 @@ import base64
 import binascii
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
 from airflow_rabbitmq_spark.exceptions import ConfigurationError
 from airflow_rabbitmq_spark.job.events import MAX_RESULT_BYTES
 from airflow_rabbitmq_spark.job.topology import Job
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 VARIABLE = "AIRFLOW_SPARK_JOB_CREDENTIAL"
 

@@ -14,8 +14,8 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
 
 import pika
 
@@ -33,8 +33,12 @@ from airflow_rabbitmq_spark.exceptions import (
     Unroutable,
 )
 from airflow_rabbitmq_spark.job.events import CONTENT_TYPE, Event, Kind, decode, encode
-from airflow_rabbitmq_spark.job.handover import Handover
 from airflow_rabbitmq_spark.job.will import Will
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow_rabbitmq_spark.job.handover import Handover
 
 log = logging.getLogger("airflow_rabbitmq_spark.job")
 
@@ -275,7 +279,7 @@ class Link:
                 wakers.append(asyncio.ensure_future(will.revoked.wait()))
             try:
                 await asyncio.wait(
-                    [*wakers, channel.closed],
+                    cast("list[asyncio.Future[Any]]", [*wakers, channel.closed]),
                     timeout=max(0.0, renew_at - time.monotonic()),
                     return_when=asyncio.FIRST_COMPLETED,
                 )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pika
@@ -25,6 +23,9 @@ from airflow_rabbitmq_spark.job.topology import (
 from airflow_rabbitmq_spark.job.watch import Outcome, Rules, Verdict, Watch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from types import TracebackType
+
     from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
 
 T = TypeVar("T")
@@ -119,9 +120,7 @@ class Mailbox:
 
         return self._on_channel(work)
 
-    def wait(
-        self, job: Job, rules: Rules, on_event: Callable[[Event], None] = lambda _event: None
-    ) -> Outcome:
+    def wait(self, job: Job, rules: Rules, on_event: Callable[[Event], None] = lambda _event: None) -> Outcome:
         """Wait until it is clear what became of the job. The event that decided stays in the queue.
 
         :param on_event: called on another thread with each event that only informs.

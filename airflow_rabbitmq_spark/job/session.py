@@ -21,14 +21,16 @@ import sys
 import threading
 import time
 import traceback
-from types import FrameType, TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_rabbitmq_spark import __version__
 from airflow_rabbitmq_spark.exceptions import JobCancelled, JobSuperseded
 from airflow_rabbitmq_spark.job.events import FINAL, MAX_RESULT_BYTES, Kind, check_result
 from airflow_rabbitmq_spark.job.handover import Handover
 from airflow_rabbitmq_spark.job.link import Link, process_details
+
+if TYPE_CHECKING:
+    from types import FrameType, TracebackType
 
 log = logging.getLogger("airflow_rabbitmq_spark.job")
 
@@ -44,11 +46,13 @@ SETTLE_TIMEOUT = 60.0
 #: The exit code of a process that SIGTERM ended, as shells count: 128 + 15.
 SIGTERM_EXIT_CODE = 143
 
+_LAUNCHER = ("airflow_rabbitmq_spark.job.launcher", "runpy")
+
 _current: JobSession | None = None
 
 
 def open_job() -> JobSession:
-    """The session of this process: use it as a context manager, ``with open_job() as job:``.
+    """Open the session of this process, as a context manager.
 
     Inside an application that ``SparkJobOperator`` submitted it reports to Airflow; anywhere else it only logs. Inside
     another ``with open_job()`` of the same process it is that one again.
@@ -134,9 +138,7 @@ class JobSession:
             log.info("Not started by Airflow: progress and result are only logged.")
             return self
         self._catch_sigterm()
-        self._link = Link(
-            self._handover, on_cancel=self._on_cancel, on_superseded=self._on_superseded
-        )
+        self._link = Link(self._handover, on_cancel=self._on_cancel, on_superseded=self._on_superseded)
         # Before the application begins: a driver that Airflow gave up, or a second one, must not begin at all. With no
         # broker to ask it does.
         self._link.settled.wait(SETTLE_TIMEOUT)
@@ -178,7 +180,8 @@ class JobSession:
         return False
 
     def _conclude(self, error: BaseException | None) -> None:
-        assert self._link is not None  # noqa: S101 - only called when there is one
+        if self._link is None:
+            return
         if self._superseded is not None:
             self._link.abandon()
             return
@@ -207,13 +210,14 @@ class JobSession:
             )
 
     def _ending(self, error: BaseException | None) -> tuple[Kind, dict[str, object]]:
-        clean = error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
+        if isinstance(error, SystemExit) and error.code in (None, 0):
+            error = None
         # One that looks at `cancelled` and leaves early ends without an error, but also without a result.
-        if clean and (self._cancel_reason is None or self._has_result):
+        if error is None and (self._cancel_reason is None or self._has_result):
             return Kind.SUCCEEDED, {"result": self._result, "has_result": self._has_result}
-        if self._cancel_reason is not None:
+        if error is None or self._cancel_reason is not None:
             return Kind.CANCELLED, {"reason": _clean(self._cancel_reason)[:MAX_TEXT]}
-        text = _clean("".join(traceback.format_exception(type(error), error, error.__traceback__)))
+        text = _clean("".join(traceback.format_exception(type(error), error, _own_frames(error.__traceback__))))
         data: dict[str, object] = {
             "type": type(error).__name__,
             "message": _clean(str(error))[:MAX_TEXT],
@@ -313,6 +317,14 @@ class JobSession:
 def _clean(text: object) -> str:
     """Any text as one that UTF-8 can hold."""
     return str(text).encode("utf-8", "replace").decode()
+
+
+def _own_frames(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback from where the application begins: the launcher's frames tell nobody anything."""
+    first = trace
+    while first is not None and first.tb_frame.f_globals.get("__name__") in _LAUNCHER:
+        first = first.tb_next
+    return first or trace
 
 
 def _interrupt_main_thread() -> None:

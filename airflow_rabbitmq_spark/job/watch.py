@@ -14,17 +14,18 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from airflow_rabbitmq_spark.amqp.connection import Message
 from airflow_rabbitmq_spark.exceptions import EventInvalid, NotFound, RabbitMQSparkError
 from airflow_rabbitmq_spark.job.events import Event, Kind, decode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow_rabbitmq_spark.amqp.connection import Message
     from airflow_rabbitmq_spark.amqp.multiplexer import Multiplexer, Subscription
     from airflow_rabbitmq_spark.job.topology import Job
 

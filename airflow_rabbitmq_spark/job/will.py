@@ -10,13 +10,16 @@ everybody who listens. Measured: 4 to 11 ms after SIGKILL (benchmarks/lost.py me
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING, Any
 
 import pika
 
-from airflow_rabbitmq_spark.amqp.connection import Channel, Message
 from airflow_rabbitmq_spark.exceptions import ConnectionLost
 from airflow_rabbitmq_spark.job.events import CONTENT_TYPE, Event, Kind, encode
-from airflow_rabbitmq_spark.job.topology import Job
+
+if TYPE_CHECKING:
+    from airflow_rabbitmq_spark.amqp.connection import Channel, Message
+    from airflow_rabbitmq_spark.job.topology import Job
 
 #: Seconds for a will that was published to come back. It only has to cross the broker once.
 LAY_TIMEOUT = 30.0
@@ -43,7 +46,9 @@ class Will:
         :raises NotFound: the job was given up, or the node that holds the will is down.
         """
         await self._channel.prefetch(0)
-        await self._channel.consume(self._job.will_queue, self._on_message, exclusive=True, on_cancelled=self.revoked.set)
+        await self._channel.consume(
+            self._job.will_queue, self._on_message, exclusive=True, on_cancelled=self.revoked.set
+        )
 
     async def lay(self) -> None:
         """Publish the next will, hold it, and only then let go of the one before.
@@ -75,9 +80,8 @@ class Will:
         )
         # A will that is on its way may be confirmed late or, while publishers are blocked, after minutes.
         published.add_done_callback(lambda future: future.cancelled() or future.exception())
-        done, _ = await asyncio.wait(
-            [self._arrived, self._channel.closed], timeout=LAY_TIMEOUT, return_when=asyncio.FIRST_COMPLETED
-        )
+        waiting: list[asyncio.Future[Any]] = [self._arrived, self._channel.closed]
+        done, _ = await asyncio.wait(waiting, timeout=LAY_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
         if self._arrived not in done:
             if self._channel.closed.done():
                 raise self._channel.closed.result()
@@ -97,11 +101,7 @@ class Will:
         await self._channel.delete_queue(self._job.will_queue)
 
     def _on_message(self, message: Message) -> None:
-        if (
-            message.properties.message_id == self._expected
-            and self._arrived is not None
-            and not self._arrived.done()
-        ):
+        if message.properties.message_id == self._expected and self._arrived is not None and not self._arrived.done():
             self._arrived.set_result(message.tag)
         else:
             # Somebody else's message in this queue is no will of ours.

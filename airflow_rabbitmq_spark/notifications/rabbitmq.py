@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseNotifier
@@ -11,6 +10,7 @@ from airflow.sdk import BaseNotifier
 from airflow_rabbitmq_spark.hooks.rabbitmq import RabbitMQHook
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from airflow.sdk import Context
 
 
@@ -46,7 +46,7 @@ class RabbitMQNotifier(BaseNotifier):
         rabbitmq_conn_id: str = "rabbitmq_default",
         context: Context | None = None,
     ) -> None:
-        super().__init__(context)  # type: ignore[arg-type]  # Airflow itself passes None
+        super().__init__(context)
         self.exchange = exchange
         self.routing_key = routing_key
         self.message = message

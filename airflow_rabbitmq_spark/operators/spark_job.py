@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk.exceptions import AirflowTaskTimeout
@@ -15,7 +14,6 @@ from airflow_rabbitmq_spark.exceptions import (
     ConfigurationError,
     ConnectionFailed,
     JobCancelled,
-
     JobFailed,
     JobLost,
     JobNeverStarted,
@@ -24,6 +22,8 @@ from airflow_rabbitmq_spark.exceptions import (
 from airflow_rabbitmq_spark.hooks.rabbitmq import RabbitMQHook
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airflow.sdk import Context
 
     from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
@@ -145,7 +145,7 @@ class SparkJobOperator(SparkSubmitOperator):
         self._check_deploy_mode()
         if not self.name:
             self.name = f"{self.dag_id}.{self.task_id}"
-        endpoint = self._endpoint(context)
+        endpoint = self._endpoint()
         earlier = self._load(context)
         with Mailbox(endpoint, connection_name=self._connection_name(context)) as mailbox:
             record = self._take_up(context, mailbox, earlier) if earlier is not None else None
@@ -223,7 +223,7 @@ class SparkJobOperator(SparkSubmitOperator):
 
         record.slot_seconds += _process_seconds()
         self._save(context, record)
-        self.defer(
+        return self.defer(
             trigger=SparkJobTrigger(
                 rabbitmq_conn_id=self.rabbitmq_conn_id,
                 spark_conn_id=self._conn_id,
@@ -247,7 +247,7 @@ class SparkJobOperator(SparkSubmitOperator):
         from airflow_rabbitmq_spark.job.topology import Job
         from airflow_rabbitmq_spark.triggers.spark_job import describe
 
-        with Mailbox(self._endpoint(context), connection_name=self._connection_name(context)) as mailbox:
+        with Mailbox(self._endpoint(), connection_name=self._connection_name(context)) as mailbox:
             outcome = mailbox.wait(
                 Job.from_json(record.job),
                 self._rules(record),
@@ -263,7 +263,7 @@ class SparkJobOperator(SparkSubmitOperator):
 
         kept = self._running = Record(**record)
         verdict = Verdict(event["verdict"])
-        with Mailbox(self._endpoint(context), connection_name=self._connection_name(context)) as mailbox:
+        with Mailbox(self._endpoint(), connection_name=self._connection_name(context)) as mailbox:
             outcome = Outcome(verdict, reason=event.get("reason"))
             if verdict in (Verdict.SUCCEEDED, Verdict.FAILED, Verdict.CANCELLED, Verdict.LOST):
                 end_by = time.time() + READ_TIMEOUT
@@ -343,7 +343,7 @@ class SparkJobOperator(SparkSubmitOperator):
         with Mailbox(endpoint, connection_name=f"airflow-rabbitmq-spark clean-up {job.job_id}") as mailbox:
             mailbox.delete(job)
 
-    def _error(self, record: Record, outcome: Outcome) -> Exception:
+    def _error(self, record: Record, outcome: Outcome) -> BaseException:
         """What to raise, with what to look at."""
         from airflow_rabbitmq_spark.job.watch import Verdict
 
@@ -385,7 +385,7 @@ class SparkJobOperator(SparkSubmitOperator):
             return "It was not submitted."
         try:
             status = self._spark().status(record.submission_id)
-        except Exception as error:  # a diagnosis must not hide what it is about
+        except Exception as error:  # noqa: BLE001 - a diagnosis must not hide what it is about
             return f"The Spark master does not answer: {error}"
         state = status.get("driverState")
         advice = {
@@ -439,7 +439,7 @@ class SparkJobOperator(SparkSubmitOperator):
 
         return SparkStandaloneHook(self._conn_id)
 
-    def _endpoint(self, context: Context) -> Endpoint:
+    def _endpoint(self) -> Endpoint:
         return RabbitMQHook(self.rabbitmq_conn_id).endpoint()
 
     def _connection_name(self, context: Context) -> str:
@@ -474,7 +474,7 @@ class SparkJobOperator(SparkSubmitOperator):
     def _load(self, context: Context) -> Record | None:
         store = context.get("task_state_store")
         kept = store.get(STORE_KEY) if store is not None else None
-        return Record(**kept) if isinstance(kept, dict) else None
+        return Record(**cast("dict[str, Any]", kept)) if isinstance(kept, dict) else None
 
     def _save(self, context: Context, record: Record) -> None:
         store = context.get("task_state_store")
@@ -502,5 +502,3 @@ def _traceparent() -> str | None:
     carrier: dict[str, str] = {}
     inject(carrier)
     return carrier.get("traceparent")
-
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -11,6 +10,8 @@ from airflow_rabbitmq_spark.exceptions import ConfigurationError
 from airflow_rabbitmq_spark.hooks.spark_standalone import USER_JAR, Submission
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from airflow_rabbitmq_spark.operators.spark_job import SparkJobOperator
 
 #: The operator's attribute and the Spark property that spark-submit makes of it

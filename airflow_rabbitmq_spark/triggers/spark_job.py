@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -17,6 +16,9 @@ from airflow_rabbitmq_spark.job.events import Event, Kind
 from airflow_rabbitmq_spark.job.mailbox import Mailbox
 from airflow_rabbitmq_spark.job.topology import Job
 from airflow_rabbitmq_spark.job.watch import Outcome, Rules, Verdict, Watch
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
 
 #: Seconds after deferring before which the trigger does not fire. The scheduler may hear only up to 7 s later that the
 #: worker's process of the deferring task has ended, and a task that runs again by then is failed by it
@@ -94,9 +96,7 @@ class SparkJobTrigger(BaseTrigger):
 
     def _fire(self, outcome: Outcome) -> TriggerEvent:
         self._fired = True
-        return TriggerEvent(
-            {"job_id": self.job["job_id"], "verdict": outcome.verdict.value, "reason": outcome.reason}
-        )
+        return TriggerEvent({"job_id": self.job["job_id"], "verdict": outcome.verdict.value, "reason": outcome.reason})
 
     def _show(self, event: Event) -> None:
         self.log.info("%s", describe(event))
@@ -133,7 +133,9 @@ def describe(event: Event) -> str:
         fraction, metrics = data.get("fraction"), data.get("metrics")
         parts = [f"{fraction:4.0%}" if isinstance(fraction, (int, float)) else "    ", _line(data.get("text"))]
         if isinstance(metrics, dict):
-            parts += [f"{_line(name)}={value:.6g}" for name, value in metrics.items() if isinstance(value, (int, float))]
+            parts += [
+                f"{_line(name)}={value:.6g}" for name, value in metrics.items() if isinstance(value, (int, float))
+            ]
         return " ".join(part for part in parts if part)
     if event.kind is Kind.STARTED:
         application = data.get("application_id")
