@@ -32,6 +32,7 @@ lint: setup ## ruff, mypy, import-linter, docker files
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@stack/system.sh docker-compose
 	@stack/lint-docker.sh
 
 format: setup ## let ruff write what it can
