@@ -11,6 +11,7 @@ from airflow_rabbitmq_spark.hooks.rabbitmq import RabbitMQHook
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
     from airflow.sdk import Context
 
 

@@ -52,7 +52,7 @@ class SparkJobTrigger(BaseTrigger):
         cancel_grace: float = 10.0,
         fire_after: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rabbitmq_conn_id = rabbitmq_conn_id
         self.spark_conn_id = spark_conn_id
         self.job = job
