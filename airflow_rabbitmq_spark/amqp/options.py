@@ -158,7 +158,7 @@ def split_host(item: str) -> tuple[str, int | None]:
     if not port:
         return host, None
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
-        raise OptionError(f"has the port {shown(port)}: write a number from 1 to 65535")
+        raise OptionError("has a port that is none: write a number from 1 to 65535")
     return host, int(port)
 
 

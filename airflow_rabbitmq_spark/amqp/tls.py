@@ -77,6 +77,9 @@ class TLS:
         return context
 
     def _load_client_certificate(self, context: ssl.SSLContext, certificate: str) -> None:
+        if self.passphrase is not None and len(self.passphrase.encode()) > 1024:  # OpenSSL's own limit
+            raise ConfigurationError("`private_key_passphrase` is longer than 1024 bytes")
+
         def passphrase() -> str:
             # Without this OpenSSL would ask on the terminal, and wait for ever in a worker.
             if self.passphrase is None:
@@ -86,8 +89,6 @@ class TLS:
         try:
             with _as_file(f"{self.private_key or ''}\n{certificate}") as path:
                 context.load_cert_chain(path, password=passphrase)
-        except ValueError:  # from OpenSSL's own limit
-            raise ConfigurationError("`private_key_passphrase` is longer than 1024 bytes") from None
         except ssl.SSLError as error:
             reason = (error.reason or "").upper()
             if "MISMATCH" in reason:
@@ -242,8 +243,9 @@ def _read_file(value: str, option: str) -> str:
             data = file.read(_LARGEST_FILE)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a path"
-        # The value is not quoted when it cannot be a path: it may be half a key.
-        quoted = f" {value!r}" if re.fullmatch(r"[\w./~ +@:-]*\.\w{1,8}|[~./].{0,200}", value) else ""
+        # What is meant to be a path is quoted; a mangled key is not.
+        is_path = option != "private_key" and re.fullmatch(r"[\w./~ +@:-]*\.\w{1,8}|[~./].{0,200}", value)
+        quoted = f" {value!r}" if is_path else ""
         raise OptionError(
             f"option `{option}` is neither PEM text nor base64 of it, and there is no file{quoted} to read ({reason}): "
             "paste the PEM text, or write a path that exists on this machine"

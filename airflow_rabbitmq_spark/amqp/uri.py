@@ -31,6 +31,12 @@ def parse_uri(uri: str, *, where: str) -> dict[str, object]:
     rest, _, query = rest.partition("?")
     authority, slash, path = rest.partition("/")
     user, at, hosts = authority.rpartition("@")
+    if "@" in user or (not at and "@" in path):
+        # Half a password would pass for a user name or a virtual host, which are shown in messages.
+        raise ConfigurationError(
+            f"{where}: the user name or password holds an @ or a /, which a URI writes %40 and %2F. (User and password "
+            "are written once, also for several hosts.)"
+        )
     mapping: dict[str, object] = {"scheme": scheme.lower()}
     try:
         mapping["hosts"] = unquote(hosts, errors="strict") or "localhost"
