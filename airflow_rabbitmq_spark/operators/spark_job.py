@@ -219,7 +219,8 @@ class SparkJobOperator(SparkSubmitOperator):
         self._running = record
         if not self.deferrable:
             return self._wait_here(context, record)
-        from airflow_rabbitmq_spark.triggers.spark_job import HOLD_OFF, SparkJobTrigger
+        from airflow_rabbitmq_spark.triggers.hold_off import fire_after
+        from airflow_rabbitmq_spark.triggers.spark_job import SparkJobTrigger
 
         record.slot_seconds += _process_seconds()
         self._save(context, record)
@@ -231,7 +232,7 @@ class SparkJobOperator(SparkSubmitOperator):
                 rules=asdict(self._rules(record)),
                 submission_id=record.submission_id,
                 cancel_grace=self.cancel_grace,
-                fire_after=time.time() + HOLD_OFF,
+                fire_after=fire_after(),
             ),
             method_name="resume",
             kwargs={"record": asdict(record)},

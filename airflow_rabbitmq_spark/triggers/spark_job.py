@@ -20,11 +20,6 @@ from airflow_rabbitmq_spark.job.watch import Outcome, Rules, Verdict, Watch
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-#: Seconds after deferring before which the trigger does not fire. The scheduler may hear only up to 7 s later that the
-#: worker's process of the deferring task has ended, and a task that runs again by then is failed by it
-#: (docs/waiting.md, "The early event"). A driver takes about as long to start, so this costs only the shortest jobs.
-HOLD_OFF = 10.0
-
 
 class SparkJobTrigger(BaseTrigger):
     """Waits until it is clear what became of a job; shows its progress in the task's log meanwhile.
