@@ -78,6 +78,13 @@ def _json(endpoint: Endpoint, indent: int | None = None) -> str:
     return json.dumps(airflow_fields(endpoint), ensure_ascii=False, indent=indent)
 
 
+def _assignments(items: Sequence[str]) -> dict[str, str]:
+    pairs = [item.partition("=") for item in items]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise ConfigurationError("--set takes NAME=VALUE, such as --set heartbeat=30.")
+    return {name: value for name, _, value in pairs}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -95,13 +102,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="uri: for AIRFLOW_CONN_...; json: Airflow's JSON form; command: an `airflow connections add` line",
     )
     parser.add_argument("--conn-id", default="rabbitmq_default", help="for --format command (default: %(default)s)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option that the credentials do not say, such as username=...; may be given several times",
+    )
     parser.add_argument("--test", action="store_true", help="try the connection first; say what was reached")
     options = parser.parse_args(arguments)
     try:
         document = sys.stdin.read() if options.file == "-" else options.file
         if options.file == "-" and not document.strip():
             raise ConfigurationError("standard input is empty: write the credentials to it, or name a file.")
-        endpoint = Endpoint.from_credentials(document, where="standard input" if options.file == "-" else options.file)
+        where = "standard input" if options.file == "-" else options.file
+        endpoint = Endpoint.from_mapping({**_assignments(options.set), "credentials": document}, where=where)
         if options.test:
             from airflow_rabbitmq_spark.check import check
 

@@ -84,7 +84,7 @@ class Operations:
         self._connection_name = connection_name
         self._connection: pika.BlockingConnection | None = None
 
-    def __enter__(self) -> Operations:  # noqa: PYI034 - Self needs Python 3.11, and this folder runs on 3.10
+    def __enter__(self) -> Operations:
         return self
 
     def __exit__(
