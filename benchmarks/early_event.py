@@ -54,7 +54,9 @@ def main() -> int:
                 offset += len(page)
                 if len(page) < 100:
                     break
-            outran = (airflow.directory / "scheduler.log").read_text(errors="replace").count("state attribute is queued")
+            outran = (
+                (airflow.directory / "scheduler.log").read_text(errors="replace").count("state attribute is queued")
+            )
             left = {name for name in broker.queues() if ".job." in name or ".will." in name}
     print(f"deferrals {spark.submitted}  not successful {len(failed)}  outrun {outran}  queues left {len(left)}")
     print(f"run {state} in {took:.0f} s, seed {options.seed}")

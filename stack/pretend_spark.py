@@ -9,7 +9,6 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from airflow_rabbitmq_spark.job.events import CONTENT_TYPE, Event, Kind, encode
 from airflow_rabbitmq_spark.job.handover import Handover
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
@@ -36,7 +36,7 @@ class PretendSpark:
         accept = self._accept
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # noqa: N802 - the name that http.server looks for
+            def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 content = json.dumps(accept(json.loads(body))).encode()
                 self.send_response(200)
