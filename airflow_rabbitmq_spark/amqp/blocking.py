@@ -15,7 +15,7 @@ import pika
 from pika.exceptions import AMQPError
 
 from airflow_rabbitmq_spark.amqp.background import Background
-from airflow_rabbitmq_spark.amqp.connection import Connection, Message
+from airflow_rabbitmq_spark.amqp.connection import Channel, Connection, Message
 from airflow_rabbitmq_spark.amqp.diagnosis import explain
 from airflow_rabbitmq_spark.exceptions import NotFound, RabbitMQSparkError
 
@@ -285,37 +285,37 @@ def consume(
     arrived: queues.SimpleQueue[Message | RabbitMQSparkError] = queues.SimpleQueue()
     background = Background("rabbitmq-consumer")
 
-    async def start() -> Any:
-        connection = await Connection.open(endpoint, connection_name=connection_name)
+    async def start(connection: Connection) -> Channel:
         channel = await connection.channel()
-        channel.closed.add_done_callback(
-            lambda future: arrived.put(future.result()) if not future.cancelled() else None
-        )
+        channel.closed.add_done_callback(lambda future: None if future.cancelled() else arrived.put(future.result()))
         await channel.prefetch(prefetch if max_messages is None else min(prefetch, max(1, max_messages)))
         gone = NotFound(f"Queue {queue!r} was deleted, or its node went down, at {endpoint.describe()}.")
         await channel.consume(queue, arrived.put, on_cancelled=lambda: arrived.put(gone))
-        return connection, channel
+        return channel
 
-    async def acknowledge(channel: Any, tag: int) -> None:
+    async def acknowledge(channel: Channel, tag: int) -> None:
         if not channel.is_open:
             raise channel.closed.result()
         channel.ack(tag)
 
     handled = 0
     try:
-        connection, channel = background.call(start())
-        while max_messages is None or handled < max_messages:
-            try:
-                message = arrived.get(timeout=idle_timeout)
-            except queues.Empty:
-                break
-            if isinstance(message, RabbitMQSparkError):
-                raise message
-            handler(message)
-            background.call(acknowledge(channel, message.tag))
-            handled += 1
-        background.call(channel.close())
-        background.call(connection.close())
+        connection = background.call(Connection.open(endpoint, connection_name=connection_name))
+        try:
+            channel = background.call(start(connection))
+            while max_messages is None or handled < max_messages:
+                try:
+                    message = arrived.get(timeout=idle_timeout)
+                except queues.Empty:
+                    break
+                if isinstance(message, RabbitMQSparkError):
+                    raise message
+                handler(message)
+                background.call(acknowledge(channel, message.tag))
+                handled += 1
+        finally:
+            # What was fetched ahead, or failed, goes back to the queue with this.
+            background.call(connection.close())
     finally:
         background.stop()
     return handled

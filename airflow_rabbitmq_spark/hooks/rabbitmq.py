@@ -137,7 +137,9 @@ class RabbitMQHook(BaseHook):
         Thus::
 
             async with RabbitMQHook(conn_id).subscribe("orders") as messages:
+                message = await messages.next()
                 ...
+                messages.ack(message)
 
         All subscriptions of a process and broker share one connection, however many there are; it comes back by
         itself when it is lost (``amqp/multiplexer.py``).

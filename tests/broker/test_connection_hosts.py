@@ -7,12 +7,14 @@ import threading
 import time
 from contextlib import ExitStack
 
+import pika
 import pytest
 
 from airflow_rabbitmq_spark import exceptions as ours
 from airflow_rabbitmq_spark.amqp.background import Background
 from airflow_rabbitmq_spark.amqp.blocking import Operations, connect
 from airflow_rabbitmq_spark.amqp.connection import Connection
+from airflow_rabbitmq_spark.amqp.diagnosis import explain
 from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
 from airflow_rabbitmq_spark.amqp.publisher import Publisher
 from airflow_rabbitmq_spark.check import check
@@ -161,7 +163,11 @@ def test_a_connection_that_is_cut_while_it_is_used(broker):
     with Proxy(broker.port) as proxy:
         uri = broker.uri().replace(f":{broker.port}", f":{proxy.port}")
         endpoint = Endpoint.from_uri(uri, ca_certificate=broker.ca_pem, attempts=1)
-        with Operations(endpoint) as operations, pytest.raises(ours.ConnectionLost, match="was lost"):
-            with operations._channel() as channel:
-                proxy.cut()
-                channel.queue_declare("never", passive=True)
+        connection = connect(endpoint)
+        channel = connection.channel()
+        proxy.cut()
+        with pytest.raises(pika.exceptions.AMQPConnectionError) as caught:
+            channel.queue_declare("never", passive=True)
+        explained = explain(caught.value, endpoint)
+        assert type(explained) is ours.ConnectionLost
+        assert "was lost" in str(explained)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PASSPHRASE = "canary passphrase"
-UTC = datetime.timezone.utc
+UTC = dt.timezone.utc
 
 
 def pem(*blobs: trustme.Blob) -> str:
@@ -102,21 +102,21 @@ def make(broker: Broker, ca: str, **options: object) -> Endpoint:
 
 def test_an_expired_certificate(old_broker):
     ca = old_broker.authority.ca
-    leaf = ca.issue_cert("127.0.0.1", not_after=datetime.datetime(2020, 1, 1, tzinfo=UTC))
+    leaf = ca.issue_cert("127.0.0.1", not_after=dt.datetime(2020, 1, 1, tzinfo=UTC))
     with showing(old_broker, leaf):
         refused(make(old_broker, ca_pem(ca)), ours.TLSFailed, "has expired", "Renew it on the broker")
 
 
 def test_a_certificate_that_is_not_valid_yet(old_broker):
     ca = old_broker.authority.ca
-    leaf = ca.issue_cert("127.0.0.1", not_before=datetime.datetime(2999, 1, 1, tzinfo=UTC))
+    leaf = ca.issue_cert("127.0.0.1", not_before=dt.datetime(2999, 1, 1, tzinfo=UTC))
     with showing(old_broker, leaf):
         refused(make(old_broker, ca_pem(ca)), ours.TLSFailed, "not valid yet", "clocks")
 
 
 def test_a_certificate_that_ends_soon_is_told(old_broker):
     ca = old_broker.authority.ca
-    soon = datetime.datetime.now(UTC) + datetime.timedelta(days=5, hours=1)
+    soon = dt.datetime.now(UTC) + dt.timedelta(days=5, hours=1)
     with showing(old_broker, ca.issue_cert("127.0.0.1", not_after=soon)):
         told = check(make(old_broker, ca_pem(ca)))
     assert f"{soon:%Y-%m-%d}, IN 5 DAYS" in told
@@ -269,7 +269,7 @@ def test_a_client_certificate_of_another_authority(strict_broker):
 
 
 def test_an_expired_client_certificate(strict_broker):
-    leaf = strict_broker.authority.ca.issue_cert("a@example.com", not_after=datetime.datetime(2020, 1, 1, tzinfo=UTC))
+    leaf = strict_broker.authority.ca.issue_cert("a@example.com", not_after=dt.datetime(2020, 1, 1, tzinfo=UTC))
     refused(strict(strict_broker, **client(leaf)), ours.TLSFailed, "client certificate has expired")
 
 
