@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import time
 import uuid
+from pathlib import Path
 
 import pika
 import pytest
@@ -274,3 +276,33 @@ def test_the_async_side(hook, queue):
             return message.body
 
     assert json.loads(asyncio.run(first())) == {"n": 1}
+
+
+def test_the_example_of_the_documentation(broker, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "connection.md").read_text()
+    example = page.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.setenv("AIRFLOW_CONN_RABBITMQ_DEFAULT", broker.connection())
+    exec(compile(example, "docs/connection.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "QueueState(name='orders', messages=101, consumers=0)" in printed
+    assert """b'{"id": 7}'""" in printed
+    assert RabbitMQHook().inspect_queue("orders") is None
+
+
+def test_the_permissions_of_the_documentation_are_enough(broker, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "connection.md").read_text()
+    line = next(
+        line.strip() for line in page.splitlines() if line.strip().startswith("rabbitmqctl set_permissions -p VHOST")
+    )
+    command = [{"VHOST": "/", "USER": "modest"}.get(word, word) for word in shlex.split(line)[1:]]
+    broker.ctl("add_user", "modest", "secret")
+    try:
+        broker.ctl(*command)
+        monkeypatch.setenv(
+            "AIRFLOW_CONN_MODEST", f"{broker.uri(user='modest', password='secret')}?ca_certificate={broker.ca_file}"
+        )
+        assert "'modest' may declare what jobs need" in RabbitMQHook("modest").test_connection()[1]
+        with pytest.raises(AccessRefused):
+            RabbitMQHook("modest").declare_queue("something-else")
+    finally:
+        broker.ctl("delete_user", "modest")
