@@ -12,7 +12,7 @@ import pytest
 from pika.adapters.utils import connection_workflow as workflow
 
 from airflow_rabbitmq_spark import exceptions as ours
-from airflow_rabbitmq_spark.amqp import diagnosis, probe
+from airflow_rabbitmq_spark.amqp import probe
 from airflow_rabbitmq_spark.amqp.diagnosis import EXPLANATIONS, explain
 from airflow_rabbitmq_spark.amqp.endpoint import TLS, Endpoint
 
@@ -26,7 +26,7 @@ EXTERNAL = Endpoint(hosts=(("broker.example", 5671),), username="", password="",
 @pytest.fixture(autouse=True)
 def _no_sockets(monkeypatch):
     """What a look at the port would say: nothing. The tests on a broker look for real."""
-    monkeypatch.setattr(diagnosis, "probe_tls", lambda *_: False)
+    monkeypatch.setattr(probe, "speaks_tls", lambda *_: False)
     monkeypatch.setattr(probe, "complaint", lambda *_: None)
     monkeypatch.setattr(probe, "certificate_names", lambda *_: ())
 
@@ -265,7 +265,7 @@ def test_later(error, endpoint, kind, words):
 
 
 def test_a_plain_connection_to_a_tls_port(monkeypatch):
-    monkeypatch.setattr(diagnosis, "probe_tls", lambda *_: True)
+    monkeypatch.setattr(probe, "speaks_tls", lambda *_: True)
     for error in (P.IncompatibleProtocolError("x"), TimeoutError()):
         explained = explain(error, PLAIN)
         assert type(explained) is ours.ProtocolMismatch
@@ -304,7 +304,7 @@ def test_an_open_connections_end_is_never_probed(monkeypatch):
 
     for name in ("complaint", "certificate_names", "handshake", "speaks_tls"):
         monkeypatch.setattr(probe, name, fail)
-    monkeypatch.setattr(diagnosis, "probe_tls", fail)
+    monkeypatch.setattr(probe, "speaks_tls", fail)
     for error in (
         P.StreamLostError("x"),
         P.AMQPHeartbeatTimeout("x"),
