@@ -13,7 +13,8 @@ RUN python3 -m venv /opt/airflow \
     && /opt/airflow/bin/pip install --no-cache-dir --constraint constraints.txt .
 
 ENV PATH=/opt/airflow/bin:$PATH AIRFLOW_HOME=/home/airflow
-RUN useradd --create-home --uid 50000 airflow
+# The user's number is the same in the Spark image: both write to /shared.
+RUN useradd --create-home --uid 50000 airflow && mkdir /shared && chown airflow /shared
 USER 50000
 WORKDIR /home/airflow
 EXPOSE 8080
