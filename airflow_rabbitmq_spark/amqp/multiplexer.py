@@ -57,6 +57,10 @@ def shared(endpoint: Endpoint) -> Multiplexer:
     return multiplexer
 
 
+def _key(message: Message) -> tuple[str, int]:
+    return message.consumer_tag, message.tag
+
+
 class Subscription:
     """One queue's messages, as they come. An asynchronous context manager and iterator."""
 
@@ -64,7 +68,8 @@ class Subscription:
         self.queue = queue
         self._multiplexer = multiplexer
         self._messages: deque[tuple[Channel, Message]] = deque()
-        self._held: dict[int, Channel] = {}
+        #: By consumer and delivery tag: after a reconnect the tags begin anew, and an old one must not settle another message.
+        self._held: dict[tuple[str, int], Channel] = {}
         self._waiter: asyncio.Future[None] | None = None
         self._error: RabbitMQSparkError | None = None
         #: The channel and tag of the consumer while there is one.
@@ -86,12 +91,8 @@ class Subscription:
         :raises RabbitMQSparkError: the broker cannot be used, and waiting will not help.
         """
         while True:
-            while self._messages:
-                channel, message = self._messages.popleft()
-                # What an ended channel delivered has gone back to the queue already.
-                if channel.is_open:
-                    self._held[message.tag] = channel
-                    return message
+            if (message := self.take()) is not None:
+                return message
             if self._error is not None:
                 raise self._error
             self._waiter = asyncio.get_running_loop().create_future()
@@ -100,19 +101,29 @@ class Subscription:
             finally:
                 self._waiter = None
 
+    def take(self) -> Message | None:
+        """The next message if it has arrived already; as of :meth:`next`."""
+        while self._messages:
+            channel, message = self._messages.popleft()
+            # What an ended channel delivered has gone back to the queue already.
+            if channel.is_open:
+                self._held[_key(message)] = channel
+                return message
+        return None
+
     def ack(self, message: Message) -> None:
         """The message is done with. Nothing happens if its connection is gone: then it comes again."""
-        if (channel := self._held.pop(message.tag, None)) is not None:
+        if (channel := self._held.pop(_key(message), None)) is not None:
             channel.ack(message.tag)
 
     def reject(self, message: Message) -> None:
         """Nobody can use the message: to where the queue dead-letters."""
-        if (channel := self._held.pop(message.tag, None)) is not None:
+        if (channel := self._held.pop(_key(message), None)) is not None:
             channel.reject(message.tag, requeue=False)
 
     def give_back(self) -> None:
         """Everything held goes back to the queue, as :meth:`__aexit__` does too."""
-        for tag, channel in self._held.items():
+        for (_, tag), channel in self._held.items():
             channel.reject(tag, requeue=True)
         for channel, message in self._messages:
             channel.reject(message.tag, requeue=True)
@@ -161,8 +172,10 @@ class Multiplexer:
         """A subscription to ``queue``; consuming starts when it is entered (``async with``)."""
         return Subscription(self, queue)
 
-    async def consumers(self, queue: str) -> int | None:
-        """How many consumers a queue has, or None when there is no connection to ask.
+    async def inspect(self, queue: str) -> tuple[int, int] | None:
+        """How many messages wait in a queue and how many consumers it has, or None without a connection to ask.
+
+        Messages that a consumer holds unacknowledged are not counted: AMQP does not tell of them.
 
         :raises NotFound: there is no such queue.
         """
@@ -170,13 +183,13 @@ class Multiplexer:
             return None
         try:
             channel = await self._connection.channel()
-            _, count = await channel.declare_queue(queue, passive=True)
+            counts = await channel.declare_queue(queue, passive=True)
             await channel.close()
         except NotFound:
             raise
         except RabbitMQSparkError:
             return None
-        return count
+        return counts
 
     def _add(self, subscription: Subscription) -> None:
         self._subscriptions.add(subscription)
@@ -188,14 +201,21 @@ class Multiplexer:
     async def _remove(self, subscription: Subscription) -> None:
         self._discard(subscription)
         consumer, subscription.consumer = subscription.consumer, None
-        if consumer is not None:
-            channel, tag = consumer
-            # First no more deliveries, then all goes back: the other way round some would come again at once.
-            try:
-                await asyncio.shield(channel.cancel(tag))
-            except RabbitMQSparkError:
-                log.debug("The connection ended while a consumer was ended; the broker has all back.")
-        subscription.give_back()
+        if consumer is None:
+            subscription.give_back()
+            return
+        channel, tag = consumer
+        # First no more deliveries, then all goes back: the other way round some would come again at once. Both are sent
+        # before either is answered, so that no reader sees a queue that has neither this consumer nor what it held.
+        cancelling = asyncio.ensure_future(channel.cancel(tag))
+        try:
+            await asyncio.sleep(0)
+        finally:
+            subscription.give_back()
+        try:
+            await asyncio.shield(cancelling)
+        except RabbitMQSparkError:
+            log.debug("The connection ended while a consumer was ended; the broker has all back.")
 
     def _discard(self, subscription: Subscription) -> None:
         self._subscriptions.discard(subscription)

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: Seconds to wait for another reader to let go of what it holds. A triggerer lets go within a second or two of its event;
+#: one that was stopped or cut off just then, only when the broker has missed its heartbeats.
+READ_TIMEOUT = 60.0
+
 
 class Mailbox:
     """One connection to the broker for the worker's side of a job. A context manager.
@@ -130,6 +134,22 @@ class Mailbox:
             multiplexer = shared(self._endpoint)
             async with multiplexer.subscribe(job.job_queue) as subscription:
                 return await Watch(multiplexer, job, rules, on_event).outcome(subscription)
+
+        return self._background.call(work())
+
+    def look(self, job: Job, on_event: Callable[[Event], None] = lambda _event: None) -> Outcome:
+        """What the queue says now of what became of the job (:meth:`Watch.settled`). What decides stays in it.
+
+        :param on_event: called on another thread with each event that only informs.
+        """
+        # Who dies with what it read in hand puts it back when the broker has missed its heartbeats.
+        patience = max(READ_TIMEOUT, 3.0 * self._endpoint.heartbeat)
+
+        async def work() -> Outcome:
+            multiplexer = shared(self._endpoint)
+            async with multiplexer.subscribe(job.job_queue) as subscription:
+                watch = Watch(multiplexer, job, Rules(start_by=0.0), on_event)
+                return await watch.settled(subscription, patience)
 
         return self._background.call(work())
 

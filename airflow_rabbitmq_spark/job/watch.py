@@ -10,7 +10,6 @@ whoever comes next finds it. It is gone only when the queue is deleted, after it
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import deque
@@ -37,6 +36,10 @@ DECODE_ELSEWHERE = 64 * 2**10
 REMEMBERED = 1_000
 #: Seconds to look again whether a driver that has not reported is there: only after the start deadline passed.
 LOOK_AGAIN = 30.0
+#: Seconds between two looks of :meth:`Watch.settled` at the queue, and how many in a row must find nobody else there and
+#: nothing left: who has just ended its consumer may not have put everything back at the first.
+SETTLE_INTERVAL = 0.25
+SETTLED_LOOKS = 2
 
 
 class Verdict(str, Enum):
@@ -50,6 +53,10 @@ class Verdict(str, Enum):
     TIMED_OUT = "timed_out"
     VANISHED = "vanished"
     UNREACHABLE = "unreachable"
+    #: Nothing in the queue decides, and nobody else holds anything of it.
+    PENDING = "pending"
+    #: Somebody else holds what the queue may have.
+    HELD = "held"
 
     def __str__(self) -> str:
         return self.value
@@ -103,7 +110,7 @@ class Watch:
         self._on_event = on_event
         self._heard = False
         self._seen: deque[str] = deque(maxlen=REMEMBERED)
-        self._losses: list[Message] = []
+        self._loss: Message | None = None
         self._lost: tuple[Event, datetime | None] | None = None
         self._lost_deadline: float | None = None
         self._refused = 0
@@ -119,9 +126,7 @@ class Watch:
             ]
             nearest = min((at for at in deadlines if at is not None), default=None)
             try:
-                message = await asyncio.wait_for(
-                    subscription.next(), None if nearest is None else max(0.0, nearest - time.time())
-                )
+                message = await self._next(subscription, nearest)
             except (TimeoutError, asyncio.TimeoutError):
                 if outcome := await self._overdue(start_by):
                     return outcome
@@ -136,6 +141,59 @@ class Watch:
             if event is not None and (outcome := self._take(subscription, message, event)):
                 return outcome
 
+    async def settled(self, subscription: Subscription, timeout: float) -> Outcome:
+        """Read all that the queue has, the deciding event first, without waiting for the driver.
+
+        A `lost` is not the last word: what follows it in the queue is read too, and what another reader holds counts, so
+        that one is waited for.
+
+        :param timeout: seconds to wait for other readers to put back what they hold.
+        :return: what the queue says, ``PENDING`` where it says nothing, ``HELD`` where another reader does not let go.
+        """
+        end_by, calm = time.time() + timeout, 0
+        while True:
+            try:
+                message = await self._next(subscription, min(end_by, time.time() + SETTLE_INTERVAL))
+            except (TimeoutError, asyncio.TimeoutError):
+                pass
+            except NotFound as error:
+                return Outcome(Verdict.VANISHED, reason=str(error))
+            except RabbitMQSparkError as error:
+                return Outcome(Verdict.UNREACHABLE, reason=str(error))
+            else:
+                calm = 0
+                event = await self._read(subscription, message)
+                if event is not None and (outcome := self._take(subscription, message, event)):
+                    return outcome
+                continue
+            # Its only consumer is this one, and nothing waits: then everything has been read.
+            alone = subscription.consumer is not None and await self._counts(self._job.job_queue) == (0, 1)
+            calm = calm + 1 if alone else 0
+            if calm == SETTLED_LOOKS:
+                if self._lost is None:
+                    return Outcome(Verdict.PENDING)
+                event, at = self._lost
+                return Outcome(Verdict.LOST, event, lost_at=at)
+            if time.time() >= end_by:
+                return Outcome(Verdict.HELD)
+
+    @staticmethod
+    async def _next(subscription: Subscription, end_by: float | None) -> Message:
+        """The next message. One that has arrived comes before the deadline, also when that has passed.
+
+        :raises TimeoutError: there is none by ``end_by``.
+        """
+        if (message := subscription.take()) is not None:
+            return message
+        return await asyncio.wait_for(subscription.next(), None if end_by is None else max(0.0, end_by - time.time()))
+
+    async def _counts(self, queue: str) -> tuple[int, int] | None:
+        """Messages that wait in a queue and its consumers; None when that cannot be had, none of both without a queue."""
+        try:
+            return await self._multiplexer.inspect(queue)
+        except NotFound:
+            return 0, 0
+
     async def _overdue(self, start_by: float) -> Outcome | None:
         now = time.time()
         if self._lost is not None and self._lost_deadline is not None and now >= self._lost_deadline:
@@ -145,10 +203,8 @@ class Watch:
             return Outcome(Verdict.TIMED_OUT)
         if not self._heard and self._lost is None and now >= start_by:
             # Its `started` may have been read by somebody who is gone; a living driver consumes its will.
-            consumers: int | None = None
-            with contextlib.suppress(NotFound):
-                consumers = await self._multiplexer.consumers(self._job.will_queue)
-            if consumers == 0:
+            counts = await self._counts(self._job.will_queue)
+            if counts is not None and counts[1] == 0:
                 return Outcome(Verdict.NEVER_STARTED)
         return None
 
@@ -183,14 +239,17 @@ class Watch:
                 self._lost = event, _dead_since(message)
                 self._lost_deadline = time.time() + self._rules.lost_grace
                 self._pass_on(event)
-            self._losses.append(message)
+            if self._loss is not None:
+                subscription.ack(self._loss)
+            # One stays for whoever reads next. Not all: a broker that restarts again and again would fill the prefetch.
+            self._loss = message
             return None
         if event.kind in (Kind.STARTED, Kind.RESUMED):
             # A driver that speaks lives, also one that Spark has started again (``supervise``).
             self._lost = self._lost_deadline = None
-            for loss in self._losses:
-                subscription.ack(loss)
-            self._losses.clear()
+            if self._loss is not None:
+                subscription.ack(self._loss)
+                self._loss = None
         self._heard = True
         if event.id not in self._seen:
             self._seen.append(event.id)

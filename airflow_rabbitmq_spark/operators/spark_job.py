@@ -18,6 +18,7 @@ from airflow_rabbitmq_spark.exceptions import (
     JobLost,
     JobNeverStarted,
     JobVanished,
+    SubmissionFailed,
 )
 from airflow_rabbitmq_spark.hooks.rabbitmq import RabbitMQHook
 
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
 STORE_KEY = "spark_job"
 #: Under this key the job's details are pushed as an XCom, beside the result.
 XCOM_DETAILS = "spark_job"
-#: Seconds to wait on resuming for the event that the trigger has seen. A triggerer lets it go within a second or two; one
-#: that was stopped or cut off just then, only when the broker has missed its heartbeats.
-READ_TIMEOUT = 120.0
 
 
 @dataclass
@@ -148,9 +146,11 @@ class SparkJobOperator(SparkSubmitOperator):
         endpoint = self._endpoint()
         earlier = self._load(context)
         with Mailbox(endpoint, connection_name=self._connection_name(context)) as mailbox:
-            record = self._take_up(context, mailbox, earlier) if earlier is not None else None
+            record, outcome = self._take_up(context, mailbox, earlier) if earlier is not None else (None, None)
             if record is None:
                 record = self._submit(context, mailbox, endpoint)
+            if outcome is not None:
+                return self._conclude(context, mailbox, record, outcome)
         return self._wait(context, record)
 
     def _submit(self, context: Context, mailbox: Mailbox, endpoint: Endpoint) -> Record:
@@ -181,39 +181,109 @@ class SparkJobOperator(SparkSubmitOperator):
         mailbox.declare(job)
         try:
             record.submission_id = self._spark().submit(submission)
-        except Exception:
-            # Whether the master has it or not: without its queues a driver stops.
+        except SubmissionFailed as error:
+            # The master may have it all the same, when only its answer was lost. Then the driver holds the will queue, or
+            # has ended; and one that starts later finds the queue gone, and stops.
+            outcome = self._fence(mailbox, job)
+            if outcome is not None and outcome.event is None:
+                self._running = None
+                mailbox.delete(job)
+                raise
+            self.log.warning("The Spark master did not confirm the submission, but the driver is there: %s", error)
+        except BaseException:
             mailbox.delete(job)
             raise
         self._save(context, record)
         self.log.info("Submitted %s as %s, job %s.", self.application, record.submission_id, job.job_id)
         return record
 
-    def _take_up(self, context: Context, mailbox: Mailbox, record: Record) -> Record | None:
-        """The job of an earlier try, if it is to be waited for; None when a new one is to be submitted."""
+    def _take_up(
+        self, context: Context, mailbox: Mailbox, record: Record
+    ) -> tuple[Record, Outcome | None] | tuple[None, None]:
+        """The job of an earlier try, with what became of it, or without while it is to be waited for.
+
+        Nothing when a new job is to be submitted.
+        """
         from airflow_rabbitmq_spark.job.topology import Job
-        from airflow_rabbitmq_spark.job.watch import Rules, Verdict
+        from airflow_rabbitmq_spark.job.watch import Verdict
 
         job = Job.from_json(record.job)
         if not mailbox.exists(job):
-            return None
+            return None, None
         if record.generation != context["ti"].max_tries or not self.durable:
             self.log.info("The task was cleared: stopping its earlier job %s.", job.job_id)
             self._stop(mailbox, record, "the task was cleared in Airflow")
-            return None
-        now = time.time()
-        outcome = mailbox.wait(job, Rules(start_by=now + 1, lost_grace=0, end_by=now + 1))
+            return None, None
+        self._running = record
+        outcome: Outcome | None = self._look(mailbox, job)
+        if outcome is not None and outcome.verdict is Verdict.LOST:
+            outcome = self._await_return(mailbox, job, outcome)
+        elif outcome is not None and outcome.event is None:
+            outcome = None if self._may_still_start(record) else self._fence(mailbox, job)
+        if outcome is None:
+            self.log.info("Job %s of an earlier try still runs; waiting for it.", job.job_id)
+            record.end_by = time.time() + self.execution_timeout.total_seconds() if self.execution_timeout else None
+            return record, None
         if outcome.verdict is Verdict.SUCCEEDED:
             self.log.info("Job %s of an earlier try has succeeded meanwhile.", job.job_id)
-            return record
-        if outcome.verdict not in (Verdict.FAILED, Verdict.CANCELLED) and not mailbox.fence(job):
-            self.log.info("Job %s of an earlier try still runs; waiting for it.", job.job_id)
-            record.end_by = now + self.execution_timeout.total_seconds() if self.execution_timeout else None
-            return record
+            return record, outcome
         self.log.info("Job %s of an earlier try is over (%s); submitting anew.", job.job_id, outcome.verdict)
+        self._running = None
         self._spark().kill_quietly(record.submission_id)
         mailbox.delete(job)
-        return None
+        return None, None
+
+    def _await_return(self, mailbox: Mailbox, job: Job, lost: Outcome) -> Outcome | None:
+        """Give a driver that was cut off what is left of ``lost_grace`` to come back, as the trigger would.
+
+        :return: None when it is back; otherwise what the queue says once it is fenced.
+        """
+        from airflow_rabbitmq_spark.job.watch import Rules, Verdict
+
+        since = lost.lost_at or datetime.now(timezone.utc)
+        gone = (datetime.now(timezone.utc) - since).total_seconds()
+        left = min(self.lost_grace, max(0.0, self.lost_grace - gone))
+        never = time.time() + left + 1
+        outcome = mailbox.wait(job, Rules(start_by=never, lost_grace=left, end_by=never))
+        if outcome.verdict is Verdict.TIMED_OUT:
+            return None
+        return self._fence(mailbox, job) if outcome.verdict is Verdict.LOST else outcome
+
+    def _may_still_start(self, record: Record) -> bool:
+        """Whether a driver that has never reported is on its way. Spark is asked, once, and only at a retry."""
+        if record.submission_id is None or time.time() >= record.start_by:
+            return False
+        try:
+            state = self._spark().status(record.submission_id).get("driverState")
+        except SubmissionFailed:
+            return True
+        return state in ("SUBMITTED", "RUNNING", "RELAUNCHING")
+
+    def _look(self, mailbox: Mailbox, job: Job) -> Outcome:
+        """What the job's queue says now.
+
+        :raises ConnectionFailed: it cannot be read; the next try can.
+        """
+        from airflow_rabbitmq_spark.job.watch import Verdict
+        from airflow_rabbitmq_spark.triggers.spark_job import describe
+
+        outcome = mailbox.look(job, lambda event: self.log.info("%s", describe(event)))
+        if outcome.verdict is Verdict.UNREACHABLE:
+            raise ConnectionFailed(outcome.reason or "The broker cannot be used.")
+        return outcome
+
+    def _fence(self, mailbox: Mailbox, job: Job) -> Outcome | None:
+        """See to it that no driver of the job runs or will run; None when one does.
+
+        :return: what the queue says then: the driver may have said its last word just before.
+        """
+        from airflow_rabbitmq_spark.job.watch import Verdict
+
+        if not mailbox.fence(job):
+            return None
+        outcome = self._look(mailbox, job)
+        # While somebody else holds what the queue may have, it is not known that there is no success in it.
+        return None if outcome.verdict is Verdict.HELD else outcome
 
     def _wait(self, context: Context, record: Record) -> Any:
         self._running = record
@@ -260,17 +330,14 @@ class SparkJobOperator(SparkSubmitOperator):
         """Called when the trigger has fired: read the job's last event from its queue, and act on it."""
         from airflow_rabbitmq_spark.job.mailbox import Mailbox
         from airflow_rabbitmq_spark.job.topology import Job
-        from airflow_rabbitmq_spark.job.watch import Outcome, Rules, Verdict
+        from airflow_rabbitmq_spark.job.watch import Outcome, Verdict
 
         kept = self._running = Record(**record)
         verdict = Verdict(event["verdict"])
         with Mailbox(self._endpoint(), connection_name=self._connection_name(context)) as mailbox:
             outcome = Outcome(verdict, reason=event.get("reason"))
             if verdict in (Verdict.SUCCEEDED, Verdict.FAILED, Verdict.CANCELLED, Verdict.LOST):
-                end_by = time.time() + READ_TIMEOUT
-                read = mailbox.wait(Job.from_json(kept.job), Rules(start_by=end_by, lost_grace=0, end_by=end_by))
-                # A `lost` that the driver has taken back meanwhile leaves nothing to read.
-                outcome = read if read.verdict is not Verdict.TIMED_OUT else outcome
+                outcome = self._look(mailbox, Job.from_json(kept.job))
             return self._conclude(context, mailbox, kept, outcome)
 
     # What became of it -----------------------------------------------------------------------------------------------
@@ -283,15 +350,21 @@ class SparkJobOperator(SparkSubmitOperator):
         job = Job.from_json(record.job)
         if outcome.verdict is Verdict.SUCCEEDED and outcome.event is not None:
             return self._succeed(context, record, outcome.event)
-        if outcome.verdict in (Verdict.LOST, Verdict.NEVER_STARTED) and not mailbox.fence(job):
-            self.log.info("The driver of job %s is there after all; waiting on.", job.job_id)
-            record.start_by = time.time() + self.start_timeout
-            return self._wait(context, record)
+        if outcome.verdict in (Verdict.LOST, Verdict.NEVER_STARTED, Verdict.PENDING, Verdict.HELD):
+            found = self._fence(mailbox, job)
+            if found is None:
+                self.log.info("The driver of job %s is there after all, or its last word is; waiting on.", job.job_id)
+                record.start_by = time.time() + self.start_timeout
+                return self._wait(context, record)
+            if found.event is not None:
+                outcome = found
+            if outcome.verdict is Verdict.SUCCEEDED and outcome.event is not None:
+                return self._succeed(context, record, outcome.event)
         error = self._error(record, outcome)
         if outcome.verdict is Verdict.TIMED_OUT:
             self._stop(mailbox, record, "the task's execution_timeout has passed")
         elif outcome.verdict is not Verdict.UNREACHABLE:
-            if outcome.verdict in (Verdict.LOST, Verdict.NEVER_STARTED):
+            if outcome.verdict in (Verdict.LOST, Verdict.NEVER_STARTED, Verdict.PENDING):
                 self._spark().kill_quietly(record.submission_id)
             mailbox.delete(job)
         self._running = None
@@ -363,6 +436,11 @@ class SparkJobOperator(SparkSubmitOperator):
                 f"{since:%Y-%m-%d %H:%M:%S %Z}, and it did not come back within {self.lost_grace:g} s. It was killed, ran "
                 "out of memory, or its machine is gone: look at the driver's log on the Spark worker and at that "
                 "machine's kernel log."
+            )
+        if outcome.verdict is Verdict.PENDING:
+            return JobLost(
+                f"{what}: its driver is gone, and nothing in its queue says what became of it. Somebody purged the queue, "
+                "or the broker lost what was in it."
             )
         if outcome.verdict is Verdict.NEVER_STARTED:
             return JobNeverStarted(
