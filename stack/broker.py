@@ -22,17 +22,27 @@ if TYPE_CHECKING:
 
 #: Where Debian's package keeps the scripts. The wrappers on PATH switch to the system's user and its node.
 SCRIPTS = "usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin"
+#: The folder of a Debian whose RabbitMQ is to be run instead of the installed one; ``rabbitmq4.sh`` makes one.
+ROOT_VARIABLE = "RABBITMQ_ROOT"
+ENTER = Path(__file__).with_name("rabbitmq4.sh")
 
 
-def installation() -> Path:
-    """The folder of the server's scripts.
+def installation(root: Path | None = None) -> list[str]:
+    """The command to run a script of the server's, but for the script's name at the end of its last word.
 
-    :raises StartFailed: RabbitMQ is not installed.
+    :param root: the folder of another Debian; what :data:`ROOT_VARIABLE` says when not given.
+    :raises StartFailed: RabbitMQ is not installed there.
     """
-    found = sorted(Path("/").glob(SCRIPTS))
+    if root is None and (named := os.environ.get(ROOT_VARIABLE)):
+        root = Path(named)
+    top = (root or Path("/")).resolve()
+    found = sorted(top.glob(SCRIPTS))
+    if not found and root is not None:
+        raise StartFailed(f"There is no RabbitMQ in {top}, which {ROOT_VARIABLE} names: run {ENTER} build {top}")
     if not found:
         raise StartFailed("RabbitMQ is not installed: apt-get install rabbitmq-server (make setup does it as root).")
-    return found[-1]
+    scripts = f"/{found[-1].relative_to(top)}/"
+    return [scripts] if root is None else [str(ENTER), "run", str(top), scripts]
 
 
 class Broker:
@@ -43,18 +53,21 @@ class Broker:
 
     :param plain: listen for plain AMQP too.
     :param configuration: further lines for ``rabbitmq.conf``.
+    :param root: the folder of another Debian whose RabbitMQ to run, such as ``.rabbitmq-4``; see :func:`installation`.
     """
 
     host = "127.0.0.1"
     user = "airflow"
     virtual_host = "/"
 
-    def __init__(self, directory: Path, *, plain: bool = False, configuration: str = "") -> None:
+    def __init__(
+        self, directory: Path, *, plain: bool = False, configuration: str = "", root: Path | None = None
+    ) -> None:
         self.directory = directory.resolve()
         self.port = free_port()
         self.plain_port = free_port() if plain else None
         self.password = secrets.token_urlsafe(16)
-        self._scripts = installation()
+        self._installation = installation(root)
         self.authority = make_authority(self.directory / "tls")
         self.ca_file, self.ca_pem = self.authority.ca_file, self.authority.ca_pem
         self.node = f"broker{self.port}@localhost"
@@ -76,11 +89,15 @@ class Broker:
         self._write_configuration(configuration)
         self.process = Process(
             "RabbitMQ",
-            [str(self._scripts / "rabbitmq-server")],
+            self._script("rabbitmq-server"),
             log=self.directory / "broker.log",
             environment=self._environment,
             grace=15.0,
         )
+
+    def _script(self, name: str) -> list[str]:
+        *enter, scripts = self._installation
+        return [*enter, scripts + name]
 
     def _write_configuration(self, more: str) -> None:
         definitions = self.directory / "definitions.json"
@@ -194,7 +211,7 @@ class Broker:
         """Run ``rabbitmqctl`` and return what it prints."""
         environment = {**os.environ, **self._environment}
         done = subprocess.run(
-            [str(self._scripts / "rabbitmqctl"), "--node", self.node, "--quiet", *arguments],
+            [*self._script("rabbitmqctl"), "--node", self.node, "--quiet", *arguments],
             env=environment,
             capture_output=True,
             text=True,
