@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 #: How many messages may be under way unconfirmed. Measured: throughput over TLS grows up to about 2,000 and is flat
 #: from there (benchmarks/publishing.py).
 WINDOW = 2_000
+#: And how many bytes: what the socket has not taken yet is held in memory, and at an alarm that is all of it.
+WINDOW_BYTES = 32 * 2**20
 
 
 @dataclass
@@ -128,7 +130,7 @@ class Publisher:
         mandatory: bool = True,
         on_progress: Callable[[int], None] | None = None,
     ) -> int:
-        """Publish many messages with up to :data:`WINDOW` of them unconfirmed at a time.
+        """Publish many messages with up to :data:`WINDOW` of them, or :data:`WINDOW_BYTES`, unconfirmed at a time.
 
         The first message that fails stops the rest. Its error has a note that says how many were confirmed before.
 
@@ -140,37 +142,37 @@ class Publisher:
 
         async def send_all() -> int:
             channel = await self._ready()
-            under_way: deque[asyncio.Future[None]] = deque()
-            confirmed = 0
+            under_way: deque[tuple[asyncio.Future[None], int]] = deque()
+            confirmed = size = 0
 
-            async def settle(down_to: int) -> None:
-                nonlocal confirmed
-                while len(under_way) > down_to:
-                    await channel.confirmed(under_way[0], timeout=self._timeout)
-                    under_way.popleft()
+            async def settle(count: int, volume: int) -> None:
+                nonlocal confirmed, size
+                while under_way and (len(under_way) > count or size > volume):
+                    await channel.confirmed(under_way[0][0], timeout=self._timeout)
+                    size -= under_way.popleft()[1]
                     confirmed += 1
 
             try:
                 for message in messages:
-                    if len(under_way) >= WINDOW:
+                    if len(under_way) >= WINDOW or size >= WINDOW_BYTES:
                         # Half a window at a time: the broker always has work, and the loop wakes rarely.
-                        await settle(WINDOW // 2)
+                        await settle(WINDOW // 2, WINDOW_BYTES // 2)
                         if on_progress is not None:
                             on_progress(confirmed)
-                    under_way.append(
-                        channel.send(
-                            message.exchange,
-                            message.routing_key,
-                            message.body,
-                            message.properties,
-                            mandatory=mandatory,
-                        )
+                    future = channel.send(
+                        message.exchange,
+                        message.routing_key,
+                        message.body,
+                        message.properties,
+                        mandatory=mandatory,
                     )
-                await settle(0)
+                    under_way.append((future, len(message.body)))
+                    size += len(message.body)
+                await settle(0, 0)
             except PublishFailed as error:
                 raise type(error)(f"{error} ({confirmed} messages before it were confirmed.)") from error
             finally:
-                for future in under_way:
+                for future, _ in under_way:
                     future.cancel()
             if on_progress is not None:
                 on_progress(confirmed)
