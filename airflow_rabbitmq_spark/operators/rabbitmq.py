@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -196,7 +196,7 @@ class _Progress:
 
     def __init__(self, operator: RabbitMQPublishOperator) -> None:
         self._log = operator.log
-        self._total = len(operator.messages) if hasattr(operator.messages, "__len__") else None
+        self._total = len(operator.messages) if isinstance(operator.messages, Sized) else None
         self._began = self._told = time.monotonic()
 
     def __call__(self, confirmed: int) -> None:
