@@ -64,8 +64,11 @@ def _key(message: Message) -> tuple[str, int]:
 class Subscription:
     """One queue's messages, as they come. An asynchronous context manager and iterator."""
 
-    def __init__(self, multiplexer: Multiplexer, queue: str) -> None:
+    def __init__(self, multiplexer: Multiplexer, queue: str, prefetch: int = PREFETCH) -> None:
         self.queue = queue
+        self.prefetch = prefetch
+        #: Set when no more is wanted: a reconnect must not start it again, and what still arrives goes back.
+        self.satisfied = False
         self._multiplexer = multiplexer
         self._messages: deque[tuple[Channel, Message]] = deque()
         #: By consumer and delivery tag: after a reconnect the tags begin anew, and an old one must not settle another message.
@@ -121,19 +124,37 @@ class Subscription:
         if (channel := self._held.pop(_key(message), None)) is not None:
             channel.reject(message.tag, requeue=False)
 
-    def give_back(self) -> None:
-        """Everything held goes back to the queue, as :meth:`__aexit__` does too."""
-        for (_, tag), channel in self._held.items():
-            channel.reject(tag, requeue=True)
+    def give_back(self, *, but: Message | None = None) -> None:
+        """Everything held goes back to the queue, as :meth:`__aexit__` does too.
+
+        :param but: a message that stays held.
+        """
+        kept = {} if but is None else {key: channel for key, channel in self._held.items() if key == _key(but)}
+        for key, channel in self._held.items():
+            if key not in kept:
+                channel.reject(key[1], requeue=True)
         for channel, message in self._messages:
             channel.reject(message.tag, requeue=True)
-        self._held.clear()
+        self._held = kept
         self._messages.clear()
+
+    async def keep_only(self, message: Message) -> None:
+        """No more messages are wanted. ``message`` stays held; all others go back to the queue now."""
+        await self._multiplexer._end_consumer(self, but=message)
+
+    def holds(self, message: Message) -> bool:
+        """Whether the right to acknowledge ``message`` is still ours: not if the connection was lost since."""
+        channel = self._held.get(_key(message))
+        return channel is not None and channel.is_open
 
     # Called by the multiplexer ---------------------------------------------------------------------------------------
 
     def deliver(self, channel: Channel, message: Message) -> None:
         """Take a message in."""
+        if self.satisfied:
+            # It was on its way when the consumer was ended.
+            channel.reject(message.tag, requeue=True)
+            return
         self._messages.append((channel, message))
         self._wake()
 
@@ -168,9 +189,12 @@ class Multiplexer:
         #: How many times a connection was opened; for tests and benchmarks.
         self.connections_opened = 0
 
-    def subscribe(self, queue: str) -> Subscription:
-        """A subscription to ``queue``; consuming starts when it is entered (``async with``)."""
-        return Subscription(self, queue)
+    def subscribe(self, queue: str, *, prefetch: int = PREFETCH) -> Subscription:
+        """A subscription to ``queue``; consuming starts when it is entered (``async with``).
+
+        :param prefetch: how many messages it may hold unacknowledged; 1 leaves all others to other consumers.
+        """
+        return Subscription(self, queue, prefetch)
 
     async def inspect(self, queue: str) -> tuple[int, int] | None:
         """How many messages wait in a queue and how many consumers it has, or None without a connection to ask.
@@ -200,9 +224,14 @@ class Multiplexer:
 
     async def _remove(self, subscription: Subscription) -> None:
         self._discard(subscription)
+        await self._end_consumer(subscription)
+
+    async def _end_consumer(self, subscription: Subscription, *, but: Message | None = None) -> None:
+        """End a subscription's consumer, if it has one, and give back what it holds."""
+        subscription.satisfied = True
         consumer, subscription.consumer = subscription.consumer, None
         if consumer is None:
-            subscription.give_back()
+            subscription.give_back(but=but)
             return
         channel, tag = consumer
         # First no more deliveries, then all goes back: the other way round some would come again at once. Both are sent
@@ -211,7 +240,7 @@ class Multiplexer:
         try:
             await asyncio.sleep(0)
         finally:
-            subscription.give_back()
+            subscription.give_back(but=but)
         try:
             await asyncio.shield(cancelling)
         except RabbitMQSparkError:
@@ -303,7 +332,7 @@ class Multiplexer:
         looking = await connection.channel()
         while True:
             subscription = await self._wanted.get()
-            if subscription not in self._subscriptions:
+            if subscription not in self._subscriptions or subscription.satisfied:
                 continue
             if not looking.is_open:
                 looking = await connection.channel()
@@ -320,17 +349,22 @@ class Multiplexer:
                 found.put_nowait(subscription)
 
     async def _consume(self, consuming: Channel, found: asyncio.Queue[Subscription]) -> None:
+        prefetch = PREFETCH
         while True:
             subscription = await found.get()
+            if subscription.prefetch != prefetch:
+                # It counts for the consumers that start after it, each by itself.
+                prefetch = subscription.prefetch
+                await consuming.prefetch(prefetch)
             tag = await consuming.consume(
                 subscription.queue,
                 partial(subscription.deliver, consuming),
                 on_cancelled=partial(self._on_deleted, subscription),
             )
             subscription.consumer = (consuming, tag)
-            if subscription not in self._subscriptions:
+            if subscription not in self._subscriptions or subscription.satisfied:
                 # It was closed meanwhile.
-                await self._remove(subscription)
+                await self._end_consumer(subscription)
 
     def _on_deleted(self, subscription: Subscription) -> None:
         self._drop(subscription, NotFound(f"The queue {subscription.queue!r} was deleted while it was consumed."))

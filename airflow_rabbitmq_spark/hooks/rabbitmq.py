@@ -131,7 +131,7 @@ class RabbitMQHook(BaseHook):
             return False, str(error)
 
     @asynccontextmanager
-    async def subscribe(self, queue: str) -> AsyncIterator[Subscription]:
+    async def subscribe(self, queue: str, *, prefetch: int | None = None) -> AsyncIterator[Subscription]:
         """The messages of a queue, for people who write their own triggers.
 
         Thus::
@@ -143,10 +143,13 @@ class RabbitMQHook(BaseHook):
 
         All subscriptions of a process and broker share one connection, however many there are; it comes back by
         itself when it is lost (``amqp/multiplexer.py``).
-        """
-        from airflow_rabbitmq_spark.amqp.multiplexer import shared
 
-        async with shared(await self.aendpoint()).subscribe(queue) as subscription:
+        :param prefetch: how many messages may be held unacknowledged; 1 leaves all others to other consumers.
+        """
+        from airflow_rabbitmq_spark.amqp.multiplexer import PREFETCH, shared
+
+        multiplexer = shared(await self.aendpoint())
+        async with multiplexer.subscribe(queue, prefetch=PREFETCH if prefetch is None else prefetch) as subscription:
             yield subscription
 
     # Publishing -----------------------------------------------------------------------------------------------------
