@@ -115,6 +115,8 @@ def decode(body: bytes) -> Event:
         raise EventInvalid(f"it is not UTF-8 (byte {error.start})") from error
     except RecursionError as error:
         raise EventInvalid("it is nested too deep") from error
+    except EventInvalid:
+        raise
     except ValueError as error:
         raise EventInvalid(f"it is not JSON: {error}") from error
     if not isinstance(attributes, dict):
@@ -133,8 +135,9 @@ def _event(attributes: Mapping[str, Any]) -> Event:
     except ValueError as error:
         known = ", ".join(Kind)
         raise EventInvalid(f"its kind is none of {known}") from error
+    time_text = _text(attributes, "time")
     try:
-        time = datetime.fromisoformat(_text(attributes, "time").replace("Z", "+00:00"))
+        time = datetime.fromisoformat(time_text.replace("Z", "+00:00"))
     except ValueError as error:
         raise EventInvalid("its time is not in RFC 3339 form") from error
     if time.tzinfo is None:
