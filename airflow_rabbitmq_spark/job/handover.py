@@ -84,7 +84,7 @@ class Handover:
                 settings=Settings(**settings),
                 traceparent=document.get("traceparent"),
             )
-        except (binascii.Error, ValueError, KeyError, TypeError) as error:
+        except (binascii.Error, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigurationError(
                 f"The environment variable {VARIABLE} cannot be read ({type(error).__name__}). Airflow's "
                 "SparkJobOperator sets it; unset it to run this application by hand."
