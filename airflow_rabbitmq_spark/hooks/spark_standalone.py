@@ -46,7 +46,8 @@ class SparkStandaloneHook(BaseHook):
 
     :param connection: the connection itself, where it was fetched already.
     :param conn_id: a connection of type ``spark`` whose host is ``spark://HOST`` or ``spark://HOST1:7077,HOST2:7077``.
-        Its extras ``rest-scheme`` (``http``) and ``rest-port`` (6066) say where the REST server is.
+        Its extras ``rest-scheme`` (``http``) and ``rest-port`` (6066) say where the REST server is, ``web-url`` where
+        the master's page is (``http://HOST:8080``).
     """
 
     conn_name_attr = "conn_id"
@@ -61,6 +62,7 @@ class SparkStandaloneHook(BaseHook):
         self._masters: list[tuple[str, int]] | None = None
         self._scheme = "http"
         self._rest_port = 6066
+        self._web_url = ""
 
     @property
     def masters(self) -> list[tuple[str, int]]:
@@ -83,6 +85,7 @@ class SparkStandaloneHook(BaseHook):
             self._masters = [_address(one.strip(), connection.port or 7077) for one in addresses.split(",")]
             self._scheme = extra.get("rest-scheme") or "http"
             self._rest_port = int(extra.get("rest-port") or 6066)
+            self._web_url = str(extra.get("web-url") or "").rstrip("/")
         return self._masters
 
     def _find_connection(self) -> Connection:
@@ -99,6 +102,13 @@ class SparkStandaloneHook(BaseHook):
     def master_url(self) -> str:
         """The masters as Spark writes them: ``spark://HOST:PORT[,HOST:PORT]``."""
         return "spark://" + ",".join(f"{host}:{port}" for host, port in self.masters)
+
+    @property
+    def web_url(self) -> str:
+        """The address of the master's page, for people; no trailing slash."""
+        host = self.masters[0][0]
+        # The port is Spark's default (spark.master.ui.port).
+        return self._web_url or f"http://{f'[{host}]' if ':' in host else host}:8080"
 
     def submit(self, submission: Submission) -> str:
         """Submit an application in cluster deploy mode.

@@ -21,6 +21,7 @@ from airflow_rabbitmq_spark.exceptions import (
     SubmissionFailed,
 )
 from airflow_rabbitmq_spark.hooks.rabbitmq import RabbitMQHook
+from airflow_rabbitmq_spark.links.spark_job import LINKS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,6 +96,7 @@ class SparkJobOperator(SparkSubmitOperator):
 
     template_fields: Sequence[str] = (*SparkSubmitOperator.template_fields, "rabbitmq_conn_id", "bundle")
     ui_color = "#ffd8b3"
+    operator_extra_links = LINKS
 
     def __init__(
         self,
@@ -120,6 +122,8 @@ class SparkJobOperator(SparkSubmitOperator):
         self.max_result_bytes = max_result_bytes
         self.bundle = bundle
         self._running: Record | None = None
+        #: Addresses for the task's links, by XCom key, as far as they are known.
+        self.links: dict[str, str] = {}
         for argument, value, least, most in (
             ("start_timeout", self.start_timeout, 1, 30 * 86_400),
             ("lost_grace", lost_grace, 0, 1500),
@@ -287,6 +291,7 @@ class SparkJobOperator(SparkSubmitOperator):
 
     def _wait(self, context: Context, record: Record) -> Any:
         self._running = record
+        self._find_links(record)
         if not self.deferrable:
             return self._wait_here(context, record)
         from airflow_rabbitmq_spark.triggers.hold_off import fire_after
@@ -316,14 +321,20 @@ class SparkJobOperator(SparkSubmitOperator):
     def _wait_here(self, context: Context, record: Record) -> Any:
         from airflow_rabbitmq_spark.job.mailbox import Mailbox
         from airflow_rabbitmq_spark.job.topology import Job
+        from airflow_rabbitmq_spark.links.spark_job import MASTER, at_start, store
         from airflow_rabbitmq_spark.triggers.spark_job import describe
 
+        master_page = self.links.get(MASTER.xcom_key, "")
+
+        def show(event: Event) -> None:
+            self.log.info("%s", describe(event))
+            if event.kind == "started" and (found := at_start(event.data, master_page)):
+                self.links.update(found)
+                store(context["ti"], found)
+
+        store(context["ti"], self.links)
         with Mailbox(self._endpoint(), connection_name=self._connection_name(context)) as mailbox:
-            outcome = mailbox.wait(
-                Job.from_json(record.job),
-                self._rules(record),
-                lambda event: self.log.info("%s", describe(event)),
-            )
+            outcome = mailbox.wait(Job.from_json(record.job), self._rules(record), show)
             return self._conclude(context, mailbox, record, outcome)
 
     def resume(self, context: Context, event: dict[str, Any], record: dict[str, Any]) -> Any:
@@ -524,6 +535,17 @@ class SparkJobOperator(SparkSubmitOperator):
     def _connection_name(self, context: Context) -> str:
         ti = context["ti"]
         return f"airflow-rabbitmq-spark {ti.dag_id}.{ti.task_id} {ti.run_id} try {ti.try_number}"
+
+    def _find_links(self, record: Record) -> None:
+        """Where a person would look for the job; it is no reason to fail that something is not known."""
+        from airflow_rabbitmq_spark.job.topology import Job
+        from airflow_rabbitmq_spark.links.spark_job import at_submission, web_address
+
+        try:
+            master_page = web_address(self._spark().web_url)
+        except ConfigurationError:
+            master_page = ""
+        self.links.update(at_submission(self._endpoint(), Job.from_json(record.job), master_page))
 
     def _bundle_url(self) -> str:
         from airflow_rabbitmq_spark.job import bundle

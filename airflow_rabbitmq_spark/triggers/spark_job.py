@@ -16,6 +16,7 @@ from airflow_rabbitmq_spark.job.events import Event, Kind
 from airflow_rabbitmq_spark.job.mailbox import Mailbox
 from airflow_rabbitmq_spark.job.topology import Job
 from airflow_rabbitmq_spark.job.watch import Outcome, Rules, Verdict, Watch
+from airflow_rabbitmq_spark.links.spark_job import at_start, store_from_trigger, web_address
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -56,6 +57,7 @@ class SparkJobTrigger(BaseTrigger):
         self.cancel_grace = cancel_grace
         self.fire_after = fire_after
         self._fired = False
+        self._storing: asyncio.Task[None] | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class's path and its arguments."""
@@ -95,6 +97,19 @@ class SparkJobTrigger(BaseTrigger):
 
     def _show(self, event: Event) -> None:
         self.log.info("%s", describe(event))
+        if event.kind is Kind.STARTED and event.data.get("application_id"):
+            self._storing = asyncio.create_task(self._store_links(event))
+
+    async def _store_links(self, event: Event) -> None:
+        """Only the driver knows the address of its Spark UI, and the worker is not there to hear it."""
+        from airflow_rabbitmq_spark.hooks.spark_standalone import SparkStandaloneHook
+
+        try:
+            spark = await BaseHook.aget_connection(self.spark_conn_id)
+            master_page = web_address(SparkStandaloneHook(self.spark_conn_id, connection=spark).web_url)
+        except Exception:  # noqa: BLE001 - a link is no reason to fail
+            master_page = ""
+        await store_from_trigger(self.task_instance, at_start(event.data, master_page))
 
     async def on_kill(self) -> None:
         """The task was cleared or marked while deferred: stop the job, unless it has ended by itself."""

@@ -1,0 +1,1 @@
+"""Links from a task to where a person would look."""
