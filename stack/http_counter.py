@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import urllib.error
 import urllib.request
@@ -10,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 
@@ -21,15 +23,24 @@ class RestCounter:
 
     def __init__(self, target_port: int) -> None:
         self.counts: Counter[str] = Counter()
-        counts, target = self.counts, f"http://127.0.0.1:{target_port}"
+        #: Called with what is asked and the body, before that is passed on; may wait, and returns what to pass on. None
+        #: passes nothing on and resets the connection.
+        self.on_request: Callable[[str, bytes], bytes | None] = lambda _what, body: body
+        #: Called with what was asked, before the answer is passed on; may wait. False resets the connection instead.
+        self.on_answer: Callable[[str], bool] = lambda _what: True
+        counts, target, counter = self.counts, f"http://127.0.0.1:{target_port}", self
 
         class Handler(BaseHTTPRequestHandler):
             def _forward(self) -> None:
                 parts = self.path.split("/")
-                counts[parts[3] if len(parts) > 3 else self.path] += 1
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None
+                what = parts[3] if len(parts) > 3 else self.path
+                counts[what] += 1
+                body = counter.on_request(what, self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+                if body is None:
+                    self.close_connection = True
+                    return
                 request = urllib.request.Request(
-                    target + self.path, body, {"Content-Type": "application/json"}, method=self.command
+                    target + self.path, body or None, {"Content-Type": "application/json"}, method=self.command
                 )
                 try:
                     with urllib.request.urlopen(request, timeout=30) as answer:
@@ -38,6 +49,13 @@ class RestCounter:
                     status, content = error.code, error.read()
                 except OSError:
                     status, content = 502, b""
+                if not counter.on_answer(what):
+                    self.close_connection = True
+                    return
+                with contextlib.suppress(ConnectionError):
+                    self._answer(status, content)
+
+            def _answer(self, status: int, content: bytes) -> None:
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(content)))

@@ -49,6 +49,11 @@ class Proxy:
         self.cut()
         self._listener.close()
 
+    @property
+    def open(self) -> int:
+        """How many connections are open now."""
+        return len(self._peer) // 2
+
     def cut(self) -> None:
         """Reset every connection (RST); new ones are forwarded."""
         with self._lock:
