@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pika
@@ -33,6 +34,9 @@ PROPERTIES = frozenset(
     }
 )
 
+#: Those that AMQP wants as whole numbers; a template makes text of them.
+NUMBERS = ("priority", "delivery_mode", "timestamp")
+
 PERSISTENT = 2
 
 
@@ -46,19 +50,34 @@ def outgoing(
 ) -> Outgoing:
     """A persistent message. Bytes go as they are, text as UTF-8, anything else as JSON, each with its content type.
 
-    :param properties: AMQP properties by name; they replace what would be set here.
+    :param properties: AMQP properties by name; they replace what would be set here. Whole numbers may be texts, and
+        ``expiration`` milliseconds or a timedelta.
     :param headers: the message's headers.
-    :raises ConfigurationError: the body is not JSON, or there is no such property.
+    :raises ConfigurationError: the body is not JSON, there is no such property, or one that must be a number is none.
     """
     content, content_type = _encode(body)
     values: dict[str, Any] = {"delivery_mode": PERSISTENT, "content_type": content_type}
     for name, value in (properties or {}).items():
         if name not in PROPERTIES:
             raise ConfigurationError(f"AMQP messages have no property `{name}`; {nearest_of(name, PROPERTIES)}")
-        values[name] = value
+        values[name] = _typed(name, value)
     if headers:
         values["headers"] = {**(values.get("headers") or {}), **headers}
     return Outgoing(body=content, routing_key=routing_key, exchange=exchange, properties=pika.BasicProperties(**values))
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A property's value as AMQP wants it."""
+    if name in NUMBERS and isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            raise ConfigurationError(f"Property `{name}` is {value!r}; it must be a whole number.") from None
+    if name == "expiration" and isinstance(value, timedelta):
+        return str(round(value.total_seconds() * 1000))
+    if name == "expiration" and isinstance(value, int):
+        return str(value)
+    return value
 
 
 def check_size(message: Outgoing, largest: int) -> Outgoing:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sized
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
 
 #: Seconds between two lines of progress in the log.
 PROGRESS_INTERVAL = 5.0
-
-#: Properties that AMQP wants as whole numbers; a template makes text of them.
-_NUMBERS = ("priority", "delivery_mode", "timestamp")
 
 
 class RabbitMQPublishOperator(BaseOperator):
@@ -138,7 +134,7 @@ class RabbitMQPublishOperator(BaseOperator):
         from airflow_rabbitmq_spark.amqp.publisher import Outgoing
 
         attributes = None if self.cloudevent is None else {"source": self._source(), **self.cloudevent}
-        properties = _properties(self.properties or {})
+        properties = dict(self.properties or {})
         if attributes is not None:
             cloudevents.check_attributes(attributes)
             properties = {"content_type": cloudevents.CONTENT_TYPE, **properties}
@@ -213,23 +209,3 @@ class _Progress:
         """The end of it, in words."""
         taken = self._taken(time.monotonic())
         return f"{count} {'message' if count == 1 else 'messages'} published and confirmed in {taken:.1f} s"
-
-
-def _properties(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Properties as AMQP wants them.
-
-    :raises ConfigurationError: one that must be a number is none.
-    """
-    properties = dict(given)
-    for name in _NUMBERS:
-        if isinstance(value := properties.get(name), str):
-            try:
-                properties[name] = int(value)
-            except ValueError:
-                raise ConfigurationError(f"Property `{name}` is {value!r}; it must be a whole number.") from None
-    expiration = properties.get("expiration")
-    if isinstance(expiration, timedelta):
-        properties["expiration"] = str(round(expiration.total_seconds() * 1000))
-    elif isinstance(expiration, int):
-        properties["expiration"] = str(expiration)
-    return properties
