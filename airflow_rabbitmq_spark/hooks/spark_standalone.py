@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -32,13 +32,13 @@ class Submission:
     :param resource: URL of the file that the Spark worker fetches for the driver, such as ``file:/tmp/bundle.zip``.
     :param arguments: of the Python program; the first two are the program and its ``--py-files``.
     :param properties: Spark properties. The driver's command line shows them: nothing secret.
-    :param environment: the driver's environment variables.
+    :param environment: the driver's environment variables. They may hold secrets, so they are left out of the repr.
     """
 
     resource: str
     arguments: Sequence[str]
     properties: Mapping[str, str]
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)
 
 
 class SparkStandaloneHook(BaseHook):
