@@ -224,10 +224,11 @@ def _has_surrogate(text: str) -> bool:
     return False
 
 
-def check_result(result: Any, *, limit: int = MAX_RESULT_BYTES) -> None:
+def check_result(result: Any, *, limit: int = MAX_RESULT_BYTES) -> Any:
     """Check that ``result`` can become the task's XCom.
 
     :param limit: bytes as JSON.
+    :return: a copy of it, of JSON's own types only.
     :raises ResultInvalid: it is not JSON, or larger than the limit; says where and what to do instead.
     """
     if problem := json_problem(result):
@@ -236,10 +237,12 @@ def check_result(result: Any, *, limit: int = MAX_RESULT_BYTES) -> None:
             "objects with text keys). Convert it first: float(x) or x.item() for a NumPy number, x.tolist() for an "
             "array, str(x) or x.isoformat() for a date, and a null for a missing number."
         )
-    size = len(json.dumps(result, ensure_ascii=False, separators=(",", ":")).encode())
+    text = json.dumps(result, ensure_ascii=False, separators=(",", ":"))
+    size = len(text.encode())
     if size > limit:
+        remedy = ", or raise max_result_bytes of the SparkJobOperator" if limit < MAX_RESULT_BYTES else ""
         raise ResultInvalid(
             f"The job's result has {size:,} bytes as JSON and the limit is {limit:,}: a result becomes an XCom, in "
-            "Airflow's database. Save it to a file or a table and pass its path, or raise max_result_bytes of the "
-            "SparkJobOperator."
+            f"Airflow's database. Save it to a file or a table and pass its path{remedy}."
         )
+    return json.loads(text)

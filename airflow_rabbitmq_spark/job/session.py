@@ -103,6 +103,12 @@ class JobSession:
         :param text: a short text, such as ``"fold 1 of 3"``.
         :param metrics: numbers by name, such as ``accuracy=0.91``. One that is no finite number is left out.
         """
+        try:
+            self._tell_progress(fraction, text, metrics)
+        except Exception as error:  # noqa: BLE001 - whatever the methods of an argument raise: the job goes on
+            self._complain("", f"progress: an argument cannot be read ({type(error).__name__}); nothing was reported.")
+
+    def _tell_progress(self, fraction: float | None, text: str | None, metrics: dict[str, float]) -> None:
         data: dict[str, object] = {
             "fraction": self._fraction(fraction),
             "text": None if text is None else _clean(text)[:MAX_TEXT],
@@ -120,8 +126,8 @@ class JobSession:
         :raises ResultInvalid: it is not JSON, or larger than ``max_result_bytes`` of the operator.
         """
         limit = MAX_RESULT_BYTES if self._handover is None else self._handover.settings.max_result_bytes
-        check_result(value, limit=limit)
-        self._result, self._has_result = value, True
+        # As it is now: the application may go on to change what it passed, into something that is no JSON too.
+        self._result, self._has_result = check_result(value, limit=limit), True
         log.info("result: %.500r", value)
 
     # The context manager ---------------------------------------------------------------------------------------------
@@ -136,6 +142,7 @@ class JobSession:
         if self._handover is None:
             _log_to_stderr()
             log.info("Not started by Airflow: progress and result are only logged.")
+            self._running.set()
             return self
         self._catch_sigterm()
         self._link = Link(self._handover, on_cancel=self._on_cancel, on_superseded=self._on_superseded)

@@ -15,6 +15,7 @@ from airflow_rabbitmq_spark.job.events import (
     MAX_DEPTH,
     MAX_EVENT_BYTES,
     MAX_INTEGER,
+    MAX_RESULT_BYTES,
     Event,
     Kind,
     check_result,
@@ -186,8 +187,7 @@ def test_any_attribute_of_any_type_is_read_or_refused(name, value):
 def test_what_passes_the_check_of_results_is_json_for_everybody(value):
     if json_problem(value) is None:
         text = json.dumps(value, allow_nan=False).encode()
-        assert json.loads(text) == value
-        check_result(value)
+        assert json.loads(text) == value == check_result(value)
     else:
         with pytest.raises(ResultInvalid):
             check_result(value)
@@ -229,10 +229,17 @@ def test_a_result_that_is_not_json(result, problem):
     "result", [None, True, 0, 2**63 - 1, -(2**63), 1e308, "", "é", [], {}, {"a": [{"b": None}]}, (1,)]
 )
 def test_a_result_that_is_json(result):
-    check_result(result)
+    assert check_result(result) == (list(result) if isinstance(result, tuple) else result)
 
 
 def test_the_size_of_a_result_counts_bytes_not_characters():
     check_result("é" * 4, limit=10)
     with pytest.raises(ResultInvalid, match=r"has 12 bytes as JSON and the limit is 10.*max_result_bytes"):
         check_result("é" * 5, limit=10)
+
+
+def test_who_may_raise_the_limit_is_told_so():
+    with pytest.raises(ResultInvalid, match="pass its path, or raise max_result_bytes"):
+        check_result("xx", limit=3)
+    with pytest.raises(ResultInvalid, match=r"pass its path\.$"):
+        check_result("x" * MAX_RESULT_BYTES)
