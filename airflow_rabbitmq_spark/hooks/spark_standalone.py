@@ -82,9 +82,21 @@ class SparkStandaloneHook(BaseHook):
                     f"Connection {self.conn_id!r} points to {scheme}://{addresses}: applications are submitted to a Spark "
                     "standalone master, so its host must be spark://HOST (port 7077 if not said otherwise)."
                 )
-            self._masters = [_address(one.strip(), connection.port or 7077) for one in addresses.split(",")]
-            self._scheme = extra.get("rest-scheme") or "http"
-            self._rest_port = int(extra.get("rest-port") or 6066)
+            masters = [_address(one.strip(), connection.port or 7077) for one in addresses.split(",")]
+            self._scheme = str(extra.get("rest-scheme") or "http")
+            if self._scheme not in ("http", "https"):
+                raise ConfigurationError(
+                    f"'rest-scheme' in the extra of connection {self.conn_id!r} is {self._scheme!r}: write http or https."
+                )
+            rest_port = str(extra.get("rest-port") or 6066)
+            if not rest_port.isdecimal() or not 0 < int(rest_port) < 2**16:
+                raise ConfigurationError(
+                    f"'rest-port' in the extra of connection {self.conn_id!r} is {rest_port!r}: write the number that "
+                    "the Spark master has as spark.master.rest.port, such as 6066."
+                )
+            self._rest_port = int(rest_port)
+            # Last, because it says that all is known.
+            self._masters = masters
             self._web_url = str(extra.get("web-url") or "").rstrip("/")
         return self._masters
 
@@ -101,14 +113,14 @@ class SparkStandaloneHook(BaseHook):
     @property
     def master_url(self) -> str:
         """The masters as Spark writes them: ``spark://HOST:PORT[,HOST:PORT]``."""
-        return "spark://" + ",".join(f"{host}:{port}" for host, port in self.masters)
+        return "spark://" + ",".join(f"{_bracketed(host)}:{port}" for host, port in self.masters)
 
     @property
     def web_url(self) -> str:
         """The address of the master's page, for people; no trailing slash."""
         host = self.masters[0][0]
         # The port is Spark's default (spark.master.ui.port).
-        return self._web_url or f"http://{f'[{host}]' if ':' in host else host}:8080"
+        return self._web_url or f"http://{_bracketed(host)}:8080"
 
     def submit(self, submission: Submission) -> str:
         """Submit an application in cluster deploy mode.
@@ -164,7 +176,7 @@ class SparkStandaloneHook(BaseHook):
         """Ask the masters in turn; a standby one answers that it is not the leader."""
         problems: list[SubmissionFailed] = []
         for host, port in self.masters:
-            url = f"{self._scheme}://{host}:{self._rest_port}/v1/submissions/{what}"
+            url = f"{self._scheme}://{_bracketed(host)}:{self._rest_port}/v1/submissions/{what}"
             try:
                 response = requests.request(method, url, json=body, timeout=TIMEOUT)
                 answer = response.json()
@@ -203,10 +215,19 @@ class SparkStandaloneHook(BaseHook):
 
 
 def _address(text: str, default_port: int) -> tuple[str, int]:
-    parts = urlsplit(f"//{text}")
-    if not parts.hostname:
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host:
         raise ConfigurationError(f"{text!r} is not the address of a Spark master: write HOST or HOST:PORT.")
-    return parts.hostname, parts.port or default_port
+    return host, port or default_port
+
+
+def _bracketed(host: str) -> str:
+    """A host as it stands in a URL: an IPv6 address has brackets there."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _origin(url: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -10,7 +11,7 @@ from airflow_rabbitmq_spark.exceptions import ConfigurationError
 from airflow_rabbitmq_spark.hooks.spark_standalone import USER_JAR, Submission
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from airflow_rabbitmq_spark.operators.spark_job import SparkJobOperator
 
@@ -100,20 +101,54 @@ def submission(operator: SparkJobOperator, *, bundle: str, environment: Mapping[
 
 
 def read_properties(path: Path) -> dict[str, str]:
-    """Read a Spark properties file: a name, then white space, ``=`` or ``:``, then the value; ``#`` starts a comment.
+    """Read a Spark properties file, which Spark reads as Java's ``Properties.load`` does.
+
+    A name, then white space, ``=`` or ``:``, then the value; ``#`` or ``!`` starts a comment; a backslash at the end of
+    a line continues it, elsewhere it takes the next character as it is.
+    https://docs.oracle.com/en/java/javase/17/docs/api/java.base/java/util/Properties.html#load(java.io.Reader)
 
     :raises ConfigurationError: it cannot be read.
     """
     try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise ConfigurationError(f"The properties file {str(path)!r} cannot be read: {error.strerror}.") from error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigurationError(f"The properties file {str(path)!r} cannot be read: {reason}.") from error
     properties = {}
-    for line in (line.strip() for line in lines):
-        if line and line[0] not in "#!":
-            name, _, value = line.replace("=", " ", 1).partition(" ") if "=" in line.split()[0] else line.partition(" ")
-            properties[name.rstrip(":=")] = value.strip().lstrip("=:").strip()
+    for line in _logical_lines(text):
+        # The pattern matches any line that is not empty.
+        if match := _PROPERTY.fullmatch(line):
+            name, value = (_ESCAPE.sub(_unescape, part) for part in match.groups())
+            # Spark trims values (org.apache.spark.util.Utils.getPropertiesFromFile).
+            properties[name] = value.strip()
     return properties
+
+
+_PROPERTY = re.compile(r"((?:[^\\=:\s]|\\.)*)\s*[=:]?\s*(.*)")
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)")
+_ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
+
+
+def _unescape(match: re.Match[str]) -> str:
+    escaped = match[1]
+    return chr(int(escaped[1:], 16)) if len(escaped) > 1 else _ESCAPES.get(escaped, escaped)
+
+
+def _logical_lines(text: str) -> Iterator[str]:
+    """Lines without comments, with what a backslash at their end continues."""
+    begun = ""
+    for natural in text.splitlines():
+        line = natural.lstrip()
+        if not begun and (not line or line[0] in "#!"):
+            continue
+        backslashes = len(line) - len(line.rstrip("\\"))
+        if backslashes % 2:
+            begun += line[:-1]
+            continue
+        yield begun + line
+        begun = ""
+    if begun:
+        yield begun
 
 
 def _text(value: Any) -> str:

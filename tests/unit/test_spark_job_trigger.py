@@ -1,0 +1,80 @@
+"""The trigger as Airflow stores it, and the lines it writes to a task's log."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import asdict
+
+import pytest
+from airflow.sdk._shared.module_loading import import_string
+
+from airflow_rabbitmq_spark.job.events import Event, Kind
+from airflow_rabbitmq_spark.job.topology import Job
+from airflow_rabbitmq_spark.job.watch import Rules
+from airflow_rabbitmq_spark.triggers.spark_job import SparkJobTrigger, describe
+
+JOB = Job("d", "t", "0" * 32, "airflow.spark")
+REQUIRED = {
+    "rabbitmq_conn_id": "broker",
+    "spark_conn_id": "spark",
+    "job": JOB.to_json(),
+    "rules": asdict(Rules(start_by=1.5, lost_grace=2.5, end_by=3.5)),
+}
+OPTIONAL = {"submission_id": "driver-1", "cancel_grace": 4.5, "fire_after": 5.5}
+
+
+def test_every_argument_survives_the_database():
+    given = {**REQUIRED, **OPTIONAL}
+    assert set(inspect.signature(SparkJobTrigger.__init__).parameters) == {"self", *given}
+    path, arguments = SparkJobTrigger(**given).serialize()
+    assert arguments == given
+    again = import_string(path)(**json.loads(json.dumps(arguments)))
+    assert again.serialize() == (path, given)
+    assert Job.from_json(again.job) == JOB
+    assert Rules(**again.rules) == Rules(1.5, 2.5, 3.5)
+
+
+def test_a_trigger_stored_before_an_upgrade_still_loads():
+    # Deferred tasks live through deploys: what came later has a default.
+    arguments = SparkJobTrigger(**REQUIRED).serialize()[1]
+    assert {name: arguments[name] for name in OPTIONAL} == {
+        "submission_id": None,
+        "cancel_grace": 10.0,
+        "fire_after": 0.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "line"),
+    [
+        (
+            Kind.PROGRESS,
+            {"fraction": 0.5, "text": "half", "metrics": {"a": 0.123456789, "n": 3}},
+            " 50% half a=0.123457 n=3",
+        ),
+        (Kind.PROGRESS, {"fraction": None, "text": "some"}, "     some"),
+        (Kind.PROGRESS, {}, "    "),
+        (Kind.PROGRESS, {"text": "two\nlines\tand  more", "fraction": 1}, "100% two lines and more"),
+        (Kind.PROGRESS, {"fraction": "x", "text": ["a"], "metrics": {"a": "b", "c\nd": 1}}, "     ['a'] c d=1"),
+        (Kind.STARTED, {"host": "h", "pid": 7}, "The driver runs on h (process 7)."),
+        (
+            Kind.STARTED,
+            {"host": "h", "pid": 7, "application_id": "app-1", "ui": "http://h:4040"},
+            "The driver runs on h (process 7): application app-1, Spark UI http://h:4040",
+        ),
+        (Kind.RESUMED, {"away": 1.5}, "The driver is connected again after 1.5 s."),
+        (Kind.LOST, {}, "The broker has lost the driver's connection; waiting whether it comes back."),
+        (Kind.SUCCEEDED, {"result": "secret"}, "succeeded"),
+    ],
+)
+def test_a_line_of_the_log(kind, data, line):
+    assert describe(Event(kind, JOB.job_id, JOB.source, 1, data)) == line
+
+
+def test_a_line_is_short_and_one_whatever_somebody_sends():
+    event = Event(Kind.PROGRESS, JOB.job_id, JOB.source, 1, {"fraction": 0.1, "text": "x\r\n" * 10_000})
+    line = describe(event)
+    assert len(line) < 600
+    assert "\n" not in line
+    assert "\r" not in line
