@@ -13,8 +13,11 @@ from stack.processes import Process, StartFailed, base_environment, free_port
 if TYPE_CHECKING:
     from types import TracebackType
 
-#: The worker's offer: enough for a driver, an executor and a second, smaller pair.
+#: The worker's offer: enough for a driver, an executor and a second, smaller pair. Spark does not look whether the
+#: machine has them.
 CORES, MEMORY = 4, "4g"
+#: Cores for an application that does not say how many. Spark's default is all there are, and the next one waits.
+DEFAULT_CORES = 2
 
 
 class SparkCluster:
@@ -22,11 +25,15 @@ class SparkCluster:
 
     :param python: the environment's interpreter; drivers and executors run it too.
     :param rest: whether the master takes submissions by REST.
+    :param cores: what the worker offers, as Spark counts.
+    :param memory: likewise.
     """
 
     host = "127.0.0.1"
 
-    def __init__(self, directory: Path, python: Path, *, rest: bool = True) -> None:
+    def __init__(
+        self, directory: Path, python: Path, *, rest: bool = True, cores: int = CORES, memory: str = MEMORY
+    ) -> None:
         self.directory = directory.resolve()
         # Not resolved: a virtual environment's interpreter is a link, and its place tells which environment it is.
         self.python = python.absolute()
@@ -62,13 +69,14 @@ class SparkCluster:
             "Spark master",
             ["org.apache.spark.deploy.master.Master", "--port", str(self.port), "--webui-port", str(self.web_port)],
             SPARK_MASTER_OPTS=f"-Dspark.master.rest.enabled={str(rest).lower()} "
-            f"-Dspark.master.rest.port={self.rest_port} -Dspark.master.rest.host={self.host}",
+            f"-Dspark.master.rest.port={self.rest_port} -Dspark.master.rest.host={self.host} "
+            f"-Dspark.deploy.defaultCores={DEFAULT_CORES}",
         )
         worker = self._process(
             "Spark worker",
             [
                 *("org.apache.spark.deploy.worker.Worker", "--webui-port", str(free_port())),
-                *("--cores", str(CORES), "--memory", MEMORY, "--work-dir", str(self.work), self.master_url),
+                *("--cores", str(cores), "--memory", memory, "--work-dir", str(self.work), self.master_url),
             ],
         )
         self.master, self.worker = master, worker

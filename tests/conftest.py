@@ -38,8 +38,8 @@ def broker_endpoint(broker: Broker) -> Endpoint:
 
 @pytest.fixture(scope="session")
 def spark_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkCluster]:
-    """A Spark standalone cluster with one worker."""
-    with SparkCluster(tmp_path_factory.mktemp("spark"), SPARK_PYTHON) as running:
+    """A Spark standalone cluster with one worker, which has room for many drivers that do little."""
+    with SparkCluster(tmp_path_factory.mktemp("spark"), SPARK_PYTHON, cores=24, memory="24g") as running:
         yield running
 
 
