@@ -206,6 +206,44 @@ def _connection_type(name: str, hook_class: str, label: str) -> dict[str, Any]:
     }
 
 
+def _option(description: str, default: str, kind: str = "string", example: str | None = None) -> dict[str, Any]:
+    return {
+        "description": description,
+        "version_added": "0.1.0",
+        "type": kind,
+        "example": example,
+        "default": default,
+    }
+
+
+def _listener_section() -> dict[str, Any]:
+    """What ``listeners/settings.py`` reads."""
+    return {
+        "description": "Publish what becomes of DAG runs and tasks to RabbitMQ, as CloudEvents.",
+        "options": {
+            "enabled": _option("Whether anything is published.", "False", "boolean"),
+            "rabbitmq_conn_id": _option("The broker: a connection of type RabbitMQ.", "rabbitmq_default"),
+            "exchange": _option(
+                "The topic exchange; made where it is missing. Routing keys are dag_run.<dag_id>.<state> and "
+                "task_instance.<dag_id>.<task_id>.<state>.",
+                "airflow.events",
+            ),
+            "dag_allow": _option("DAG ids to publish: globs, separated by commas.", "*", example="sales_*,finance"),
+            "dag_deny": _option("DAG ids never to publish: globs, separated by commas.", "", example="*_secret"),
+            "dag_run_events": _option("Whether DAG runs are published.", "True", "boolean"),
+            "task_instance_events": _option("Whether task instances are published.", "True", "boolean"),
+            "queue_size": _option(
+                "Events that a process keeps while the broker is away; then the oldest are dropped.", "1000", "integer"
+            ),
+            "flush_timeout": _option(
+                "Seconds that a process, each task's too, waits at its end for the broker to take what is left.",
+                "2.0",
+                "float",
+            ),
+        },
+    }
+
+
 def get_provider_info() -> dict[str, Any]:
     """The provider's dictionary, as Airflow's schema wants it."""
     return {
@@ -218,4 +256,11 @@ def get_provider_info() -> dict[str, Any]:
             _connection_type("amqps", "AMQPSHook", "RabbitMQ (amqps URI)"),
             _connection_type("amqp", "AMQPHook", "RabbitMQ (amqp URI, not encrypted)"),
         ],
+        "notifications": ["airflow_rabbitmq_spark.notifications.rabbitmq.RabbitMQNotifier"],
+        "extra-links": [
+            "airflow_rabbitmq_spark.links.spark_job.RabbitMQQueueLink",
+            "airflow_rabbitmq_spark.links.spark_job.SparkUILink",
+            "airflow_rabbitmq_spark.links.spark_job.SparkMasterLink",
+        ],
+        "config": {"rabbitmq_listener": _listener_section()},
     }
