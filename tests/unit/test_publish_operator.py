@@ -91,7 +91,7 @@ def test_messages_with_properties_of_their_own():
     assert sent[2].properties.headers == {"h": 1}
 
 
-MODULES = ("operators.rabbitmq", "notifications.rabbitmq")
+MODULES = ("operators.rabbitmq", "notifications.rabbitmq", "links.spark_job", "listeners.plugin")
 
 
 @pytest.mark.parametrize("module", MODULES)
