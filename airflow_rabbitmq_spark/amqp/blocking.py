@@ -290,7 +290,7 @@ def consume(
         channel.closed.add_done_callback(lambda future: None if future.cancelled() else arrived.put(future.result()))
         await channel.prefetch(prefetch if max_messages is None else min(prefetch, max(1, max_messages)))
         gone = NotFound(f"Queue {queue!r} was deleted, or its node went down, at {endpoint.describe()}.")
-        await channel.consume(queue, arrived.put, on_cancelled=lambda: arrived.put(gone))
+        await channel.consume(queue, arrived.put, on_cancelled=lambda _tag: arrived.put(gone))
         return channel
 
     async def acknowledge(channel: Channel, tag: int) -> None:

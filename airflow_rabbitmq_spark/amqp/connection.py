@@ -45,7 +45,7 @@ logging.getLogger("pika").setLevel(logging.CRITICAL)
 CLOSE_TIMEOUT = 5.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Message:
     """A message as it was delivered. ``tag`` is only good on the channel that delivered it."""
 
@@ -230,7 +230,10 @@ class Channel:
         self._unconfirmed: dict[int, asyncio.Future[None]] = {}
         self._lowest_unconfirmed = 1
         self._by_message_id: dict[str, int] = {}
-        self._on_cancelled: dict[str, Callable[[], None]] = {}
+        self._on_message: dict[str, Callable[[Message], None]] = {}
+        self._on_cancelled: dict[str, Callable[[str], None]] = {}
+        # Made once, not for each consumer.
+        self._receive = self._on_delivery
 
     @property
     def is_open(self) -> bool:
@@ -329,49 +332,67 @@ class Channel:
         on_message: Callable[[Message], None],
         *,
         exclusive: bool = False,
-        on_cancelled: Callable[[], None] | None = None,
+        on_cancelled: Callable[[str], None] | None = None,
         consumer_tag: str | None = None,
     ) -> str:
         """Start a consumer; messages must be acknowledged.
 
         :param on_message: called on the event loop with each message. It must not block or raise.
-        :param on_cancelled: called when the broker ends the consumer: its queue was deleted.
+        :param on_cancelled: called with the consumer tag when the broker ends the consumer: its queue was deleted, or is
+            on a node that went down.
         :return: the consumer tag.
         :raises NotFound: there is no such queue.
         :raises AccessRefused: the queue has an exclusive consumer already.
         """
         raw = self._open_raw()
         tag = consumer_tag or f"ctag-{uuid.uuid4().hex}"
-
-        def deliver(_raw: object, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
-            on_message(
-                Message(
-                    body=body,
-                    properties=properties,
-                    exchange=method.exchange,
-                    routing_key=method.routing_key,
-                    redelivered=method.redelivered,
-                    tag=method.delivery_tag,
-                    consumer_tag=method.consumer_tag,
-                )
-            )
-
+        self._on_message[tag] = on_message
         if on_cancelled is not None:
             self._on_cancelled[tag] = on_cancelled
         try:
             await self._call(
-                lambda done: raw.basic_consume(queue, deliver, exclusive=exclusive, consumer_tag=tag, callback=done)
+                lambda done: raw.basic_consume(
+                    queue, self._receive, exclusive=exclusive, consumer_tag=tag, callback=done
+                )
             )
         except BaseException:
+            self._on_message.pop(tag, None)
             self._on_cancelled.pop(tag, None)
             raise
         return tag
 
+    def _on_delivery(self, _raw: object, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+        on_message = self._on_message.get(method.consumer_tag)
+        if on_message is None:
+            # It was on its way when the consumer was ended.
+            self.reject(method.delivery_tag, requeue=True)
+            return
+        on_message(
+            Message(
+                body=body,
+                properties=properties,
+                exchange=method.exchange,
+                routing_key=method.routing_key,
+                redelivered=method.redelivered,
+                tag=method.delivery_tag,
+                consumer_tag=method.consumer_tag,
+            )
+        )
+
     async def cancel(self, consumer_tag: str) -> None:
         """End a consumer. What it holds unacknowledged stays held until the channel closes or it is let go."""
+        self._on_message.pop(consumer_tag, None)
         self._on_cancelled.pop(consumer_tag, None)
         raw = self._open_raw()
-        await self._call(lambda done: raw.basic_cancel(consumer_tag, callback=done))
+
+        def start(done: Callable[[Any], None]) -> None:
+            # Not by pika's basic_cancel: it holds a method back while another of the channel is not answered, and takes
+            # the answer to one cancel for that to all. What is given back after this must reach the broker after it.
+            raw.callbacks.add(raw.channel_number, spec.Basic.CancelOk, done, arguments={"consumer_tag": consumer_tag})
+            raw._send_method(spec.Basic.Cancel(consumer_tag=consumer_tag))
+
+        await self._call(start)
+        raw._consumers.pop(consumer_tag, None)
 
     async def get(self, queue: str) -> Message | None:
         """Take one message, to be acknowledged, or None when the queue is empty.
@@ -524,9 +545,11 @@ class Channel:
             )
 
     def _on_consumer_cancelled(self, frame: Any) -> None:
-        callback = self._on_cancelled.pop(frame.method.consumer_tag, None)
+        tag = frame.method.consumer_tag
+        self._on_message.pop(tag, None)
+        callback = self._on_cancelled.pop(tag, None)
         if callback is not None:
-            callback()
+            callback(tag)
 
     async def close(self) -> None:
         """Close the channel: what it holds unacknowledged goes back to its queue. Never raises."""

@@ -47,7 +47,7 @@ class Will:
         """
         await self._channel.prefetch(0)
         await self._channel.consume(
-            self._job.will_queue, self._on_message, exclusive=True, on_cancelled=self.revoked.set
+            self._job.will_queue, self._on_message, exclusive=True, on_cancelled=lambda _tag: self.revoked.set()
         )
 
     async def lay(self) -> None:
