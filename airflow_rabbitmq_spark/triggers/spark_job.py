@@ -21,6 +21,9 @@ from airflow_rabbitmq_spark.links.spark_job import at_start, store_from_trigger,
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+#: States of a task that goes on: it waits, is about to, or runs.
+UNDER_WAY = ("deferred", "scheduled", "queued", "running", "restarting", "up_for_retry", "up_for_reschedule")
+
 
 class SparkJobTrigger(BaseTrigger):
     """Waits until it is clear what became of a job; shows its progress in the task's log meanwhile.
@@ -112,8 +115,11 @@ class SparkJobTrigger(BaseTrigger):
         await store_from_trigger(self.task_instance, at_start(event.data, master_page))
 
     async def on_kill(self) -> None:
-        """The task was cleared or marked while deferred: stop the job, unless it has ended by itself."""
-        if self._fired:
+        """The task was cleared or marked while deferred: stop the job, unless it has ended by itself.
+
+        Airflow calls this too in a triggerer that was frozen, when another has taken its triggers over meanwhile.
+        """
+        if self._fired or not await self._is_given_up():
             return
         job = Job.from_json(self.job)
         endpoint = await RabbitMQHook(self.rabbitmq_conn_id).aendpoint()
@@ -134,6 +140,31 @@ class SparkJobTrigger(BaseTrigger):
 
         await asyncio.to_thread(stop)
         self.log.info("Job %s is stopped.", job.job_id)
+
+    async def _is_given_up(self) -> bool:
+        """Whether nobody needs the job any more: the task was marked, or cleared and not scheduled yet.
+
+        As long as the task is under way another trigger may wait for the job, or a worker be about to read its result; a
+        cleared task that is under way again stops its old job itself.
+        """
+        from airflow.sdk.execution_time.comms import GetTaskStates, TaskStatesResult
+        from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
+
+        task: Any = self.task_instance
+        question = GetTaskStates(
+            dag_id=task.dag_id,
+            task_ids=[task.task_id],
+            run_ids=[task.run_id],
+            map_index=None if task.map_index < 0 else task.map_index,
+        )
+        answer = await SUPERVISOR_COMMS.asend(question)
+        if not isinstance(answer, TaskStatesResult):
+            raise RabbitMQSparkError(f"Airflow does not tell the state of task {task.task_id}: {answer}")
+        states = [state for by_task in answer.task_states.values() for state in by_task.values()]
+        if not any(state in UNDER_WAY for state in states):
+            return True
+        self.log.info("The task is %s; job %s is left to who waits for it now.", states[0], self.job["job_id"])
+        return False
 
 
 def describe(event: Event) -> str:

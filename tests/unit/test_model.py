@@ -68,6 +68,8 @@ class Protocol:
     trigger_peeks: bool = True
     #: SparkJobTrigger.on_kill: nothing is stopped once it has fired.
     kills_only_unfired: bool = True
+    #: SparkJobTrigger.on_kill: nor while the task is under way; another trigger or a worker may be about the job.
+    kills_only_given_up: bool = True
 
 
 class Job(NamedTuple):
@@ -113,6 +115,8 @@ class State(NamedTuple):
     ghost: bool = False
     #: The job that a cancelled trigger is about to stop.
     killing: int = -1
+    #: The job that a frozen triggerer's trigger waits for.
+    frozen: int = -1
     tries: int = 1
     generation: int = 0
     faults: int = 0
@@ -154,6 +158,17 @@ def stop(state: State, index: int) -> State:
     if job.id_kept and job.driver in ("pending", "claimed", "runs"):
         state = put(state, index, driver="over", up=False)
     return state
+
+
+def on_kill(state: State, index: int, rules: Protocol) -> State:
+    """SparkJobTrigger.on_kill: Airflow does not say why a trigger is cancelled, so that asks for the task's state."""
+    cleared = state.jobs[index].generation < state.generation
+    if state.task in ("success", "failed") or (cleared and state.task == "queued"):
+        return stop(state, index)
+    if rules.kills_only_given_up:
+        return state
+    # Not on purpose: the job is still wanted.
+    return put(stop(state, index), index, stopped=state.jobs[index].stopped)
 
 
 def fail_try(state: State, *, killed: bool) -> State:
@@ -325,8 +340,10 @@ def trigger_steps(state: State, rules: Protocol) -> Iterator[Step]:
     if state.ghost:
         yield Step("broker misses heartbeats", state._replace(ghost=False))
     if state.killing >= 0 and state.triggerer:
-        # on_kill
-        yield Step("trigger stops the job", stop(state, state.killing)._replace(killing=-1))
+        yield Step("cancelled trigger looks", on_kill(state, state.killing, rules)._replace(killing=-1))
+    if state.frozen >= 0:
+        # It finds its trigger gone to another triggerer, and cancels it.
+        yield Step("frozen triggerer wakes", on_kill(state, state.frozen, rules)._replace(frozen=-1))
     if state.trigger == "waits" and state.triggerer:
         yield from watch_steps(state, state.jobs[state.job], rules)
     elif state.trigger == "fired" and state.triggerer:
@@ -386,7 +403,8 @@ def fault_steps(state: State) -> Iterator[tuple[str, State]]:
         killed = state._replace(triggerer=False, trigger=back, verdict="" if back == "waits" else state.verdict)
         yield "triggerer is killed", killed._replace(killing=-1, excused=orphaned)
         if state.trigger in ("waits", "fired"):
-            yield "triggerer freezes", state._replace(trigger="waits", verdict="", ghost=True)
+            frozen = state.job if state.trigger == "waits" else -1
+            yield "triggerer freezes", state._replace(trigger="waits", verdict="", ghost=True, frozen=frozen)
     if state.task == "deferred":
         unfired = state.trigger == "waits"
         cancelled = state._replace(trigger="none", verdict="", job=-1)
@@ -552,6 +570,7 @@ def test_every_interleaving_keeps_the_invariants(faults):
         ("deletes_after_success", "lost success"),
         ("trigger_peeks", "lost success"),
         ("kills_only_unfired", "lost success"),
+        ("kills_only_given_up", "lost success"),
     ],
 )
 def test_a_broken_rule_is_found(broken, kind):
