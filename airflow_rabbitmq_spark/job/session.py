@@ -78,7 +78,7 @@ class JobSession:
         self._terminated = False
         self._began = time.monotonic()
         self._complained: set[str] = set()
-        self._old_sigterm: Any = None
+        self._old_handlers: dict[signal.Signals, Any] = {}
         #: Set when the session is about to say its last word.
         self.finished = threading.Event()
         self._running = threading.Event()
@@ -144,7 +144,7 @@ class JobSession:
             log.info("Not started by Airflow: progress and result are only logged.")
             self._running.set()
             return self
-        self._catch_sigterm()
+        self._catch_signals()
         self._link = Link(self._handover, on_cancel=self._on_cancel, on_superseded=self._on_superseded)
         # Before the application begins: a driver that Airflow gave up, or a second one, must not begin at all. With no
         # broker to ask it does.
@@ -178,7 +178,7 @@ class JobSession:
         try:
             self._conclude(error)
         finally:
-            self._release_sigterm()
+            self._release_signals()
         if self._superseded is not None:
             raise self._superseded from error
         if self._cancel_reason is not None and isinstance(error, KeyboardInterrupt):
@@ -263,8 +263,12 @@ class JobSession:
         if self._running.is_set() and not self.finished.is_set():
             _interrupt_main_thread()
 
-    def _catch_sigterm(self) -> None:
-        """Let SIGTERM end the ``with`` block like ``sys.exit``, so that it is reported."""
+    def _catch_signals(self) -> None:
+        """Let SIGTERM end the ``with`` block like ``sys.exit``, so that it is reported, and SIGINT end it at all.
+
+        A shell starts what runs in the background with SIGINT ignored, Spark's own ``start-worker.sh`` among it, and that
+        goes down to all drivers: Python then raises no KeyboardInterrupt, and nothing could interrupt the application.
+        """
 
         def terminate(_number: int, _frame: FrameType | None) -> None:
             self._terminated = True
@@ -272,11 +276,16 @@ class JobSession:
 
         # Signal handlers belong to the main thread; an application that opens its job elsewhere goes without.
         if threading.current_thread() is threading.main_thread():
-            self._old_sigterm = signal.signal(signal.SIGTERM, terminate)
+            self._old_handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, terminate)
+            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+                self._old_handlers[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def _release_sigterm(self) -> None:
-        if threading.current_thread() is threading.main_thread() and self._old_sigterm is not None:
-            signal.signal(signal.SIGTERM, self._old_sigterm)
+    def _release_signals(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._old_handlers.items():
+                if handler is not None:
+                    signal.signal(number, handler)
+            self._old_handlers.clear()
 
     # Small things ----------------------------------------------------------------------------------------------------
 
