@@ -1,0 +1,190 @@
+"""``make chaos``: break one thing at a time, at a random moment, and see whether the task still ends as it should.
+
+    .venv/bin/python -m stack.chaos --seed 7 --rounds 40
+    .venv/bin/python -m stack.chaos --seed 7 --replay 12
+
+Everything is real: Airflow with two triggerers, a TLS broker, a Spark cluster, and proxies between them. A round starts
+a job of some seconds, injects one fault, and waits for the end. Then state and result must be right, the application
+must have run to its end once, and no queue, process, connection or thread may be left. The faults come in an order that
+the seed shuffles; round N of a seed always draws the same fault, moments and durations. (What the machine makes of them
+is up to the machine.) docs/chaos.md says more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stack.chaos.faults import FAULTS
+from stack.chaos.parts import ROOT, Stack, threads
+from stack.chaos.round import MORE_THREADS, Missed, Round
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+#: Where the logs of rounds that failed are kept.
+KEPT = ROOT / ".stack" / "chaos"
+
+
+def draw(seed: int, number: int) -> tuple[str, random.Random]:
+    """The fault of a round, and its source of randomness. Every fault comes once before any comes again."""
+    lap, place = divmod(number - 1, len(FAULTS))
+    names = list(FAULTS)
+    random.Random(f"{seed} {lap}").shuffle(names)  # noqa: S311 - chance to repeat, no secret
+    return names[place], random.Random(f"{seed} {number}")  # noqa: S311
+
+
+class Chaos:
+    """Rounds on one stack; after a failure on a new one, so that a failure has no consequences.
+
+    :param results: a file to which each round adds a line of JSON.
+    """
+
+    def __init__(self, seed: int, away: float, results: Path | None) -> None:
+        self._seed, self._away, self._results = seed, away, results
+        self._closing = ExitStack()
+        self._stack: Stack | None = None
+        self._most_threads: int | None = None
+        self.tally: Counter[str] = Counter()
+        self.failed: list[str] = []
+
+    def close(self) -> None:
+        """Stop everything."""
+        self._closing.close()
+        self._stack = None
+        self._most_threads = None
+
+    def _parts(self) -> Stack:
+        if self._stack is None:
+            folder = Path(self._closing.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
+            print("  starting the stack", flush=True)
+            self._stack = Stack(folder, self._closing)
+        return self._stack
+
+    def play(self, number: int, fault: str | None = None) -> None:
+        """Play a round, and say what came of it.
+
+        :param fault: in place of the one that is drawn.
+        """
+        drawn, chance = draw(self._seed, number)
+        name = fault or drawn
+        print(f"{number:4}  {name}", flush=True)
+        stack = self._parts()
+        began = time.monotonic()
+        played = Round(stack, number, chance, away=self._away)
+        outcome, problems = "ok", []
+        try:
+            FAULTS[name](played)
+            problems = played.problems(self._most_threads)
+        except Missed as missed:
+            outcome, problems = "missed", [str(missed)]
+        except Exception:  # noqa: BLE001 - a round that breaks is a failure to look at, and the next one is played
+            problems = [traceback.format_exc()]
+        if problems and outcome == "ok":
+            outcome = "FAILED"
+        if self._most_threads is None:
+            self._most_threads = sum(threads(triggerer) for triggerer in stack.triggerers) + MORE_THREADS
+        self._note(played, name, outcome, problems, time.monotonic() - began)
+        if outcome != "ok":
+            self._keep(played)
+            played.clean()
+            self.close()
+
+    def _note(self, played: Round, name: str, outcome: str, problems: list[str], took: float) -> None:
+        self.tally[outcome] += 1
+        print(f"      {outcome} in {took:.0f} s: {len(played.noted('begin'))} begun, {len(played.noted('end'))} ended")
+        if outcome != "ok":
+            print("".join(f"        {line}\n" for line in [*played.told, *problems]), end="", flush=True)
+        if outcome == "FAILED":
+            self.failed.append(f"--seed {self._seed} --replay {played.number}  ({name})")
+        if self._results is not None:
+            with self._results.open("a") as file:
+                line = {
+                    "fault": name,
+                    "outcome": outcome,
+                    "seed": self._seed,
+                    "round": played.number,
+                    "broker": played.stack.broker_version,
+                    "seconds": round(took, 1),
+                    "ends": len(played.noted("end")),
+                    "problems": problems,
+                }
+                file.write(json.dumps(line) + "\n")
+
+    def _keep(self, played: Round) -> None:
+        """Copy what explains a failure out of the folder that goes away."""
+        target = KEPT / f"seed-{self._seed}-round-{played.number}"
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        (target / "round.txt").write_text("\n".join(played.told) + "\n" + played.notes.read_text())
+        stack = played.stack
+        for source in (*stack.airflow.directory.glob("*.log"), stack.broker.directory / "broker.log"):
+            shutil.copy(source, target)
+        if played.log_folder.is_dir():
+            shutil.copytree(played.log_folder, target / "task")
+        (target / "drivers.txt").write_text(stack.spark.driver_logs())
+        for source in stack.spark.directory.glob("*.log"):
+            shutil.copy(source, target)
+        print(f"        logs: {target}", flush=True)
+
+
+def main() -> int:
+    """Parse the command line, play the rounds, print the tally; 1 where a round failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stack.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, default=None, help="of the order, moments and durations; else a random one")
+    parser.add_argument("--rounds", type=int, default=len(FAULTS), help="how many; by default every fault once")
+    parser.add_argument("--first", type=int, default=1, help="the number of the first round")
+    parser.add_argument("--replay", type=int, help="play only this round")
+    parser.add_argument("--fault", action="append", help="only faults whose name contains this; may be repeated")
+    parser.add_argument("--minutes", type=float, help="begin no round after this time")
+    parser.add_argument("--away", type=float, default=75.0, help="seconds that the broker is away where that is long")
+    parser.add_argument("--results", type=Path, help="add a line of JSON for each round to this file")
+    parser.add_argument("--list", action="store_true", help="list the faults")
+    options = parser.parse_args()
+    if options.list:
+        print("\n".join(FAULTS))
+        return 0
+    seed = random.SystemRandom().randrange(10_000) if options.seed is None else options.seed
+    print(f"seed {seed}", flush=True)
+    numbers = [options.replay] if options.replay else list(range(options.first, options.first + options.rounds))
+    if options.fault:
+        numbers = [n for n in numbers if any(part in draw(seed, n)[0] for part in options.fault)]
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+    chaos = Chaos(seed, options.away, options.results)
+    began, number = time.monotonic(), 0
+    try:
+        for number in numbers:
+            if options.minutes and time.monotonic() - began > options.minutes * 60:
+                print(f"time is up; go on with --seed {seed} --first {number}")
+                break
+            chaos.play(number)
+    except KeyboardInterrupt:
+        print(f"stopped in round {number}")
+    finally:
+        chaos.close()
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(chaos.tally.items()))
+    print(f"seed {seed}: {counts or 'no round'}")
+    for replay in chaos.failed:
+        print(f"  replay: python -m stack.chaos {replay}")
+    return 1 if chaos.failed or not chaos.tally["ok"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
