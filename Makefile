@@ -6,7 +6,7 @@ SPARK := .venv-spark/bin/python
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo test test-unit test-broker test-rabbitmq-4 test-spark test-airflow lint format constraints clean
+.PHONY: help setup system demo test test-unit test-broker test-rabbitmq-4 test-spark test-airflow chaos lint format constraints clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,11 @@ test-spark: setup ## tests on a real Spark cluster and RabbitMQ
 
 test-airflow: setup ## tests on a real Airflow, Spark and RabbitMQ
 	$(PYTEST) tests/airflow
+
+# FAULT=part of a name, REPLAY=round, RABBITMQ_ROOT=.rabbitmq-4; the rest is said by python -m stack.chaos --help.
+chaos: setup ## break one thing after another in a real stack; SEED=7 ROUNDS=20, or REPLAY=12
+	$(BIN)/python -m stack.chaos $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		$(if $(REPLAY),--replay $(REPLAY)) $(if $(FAULT),--fault "$(FAULT)") $(if $(RESULTS),--results $(RESULTS))
 
 constraints: setup ## write down the versions that are installed now
 	$(BIN)/uv pip freeze --exclude-editable --python .venv > constraints.txt
