@@ -139,6 +139,21 @@ class Chaos:
         print(f"        logs: {target}", flush=True)
 
 
+def summary(files: list[Path]) -> str:
+    """The tally of result files, as a table in Markdown: by fault and broker."""
+    rounds = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    brokers = sorted({line["broker"] for line in rounds})
+    heads = [f"{broker}: ok | failed | missed" for broker in brokers]
+    lines = [f"| fault | {' | '.join(heads)} |", f"|---|{'---:|' * 3 * len(brokers)}"]
+    for fault in (*FAULTS, None):
+        played = [line for line in rounds if fault in (line["fault"], None)]
+        counts = Counter((line["broker"], line["outcome"]) for line in played)
+        cells = [str(counts[broker, outcome] or "") for broker in brokers for outcome in ("ok", "FAILED", "missed")]
+        if played:
+            lines.append(f"| {fault or 'all'} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Parse the command line, play the rounds, print the tally; 1 where a round failed."""
     parser = argparse.ArgumentParser(
@@ -152,10 +167,14 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, help="begin no round after this time")
     parser.add_argument("--away", type=float, default=75.0, help="seconds that the broker is away where that is long")
     parser.add_argument("--results", type=Path, help="add a line of JSON for each round to this file")
+    parser.add_argument("--summary", type=Path, nargs="+", metavar="FILE", help="only print the tally of such files")
     parser.add_argument("--list", action="store_true", help="list the faults")
     options = parser.parse_args()
     if options.list:
         print("\n".join(FAULTS))
+        return 0
+    if options.summary:
+        print(summary(options.summary))
         return 0
     seed = random.SystemRandom().randrange(10_000) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)

@@ -286,17 +286,17 @@ def network_fault(r: Round, whose: str, how: str, stage: str) -> None:
 
 
 def retry_before_start(r: Round, *, ever: bool) -> None:
-    """The worker is killed after the submission; its driver begins only when the next try has given it up, or never."""
+    """The worker is killed before it knows Spark's name for the driver, and the driver begins only in the next try."""
     r.expected = Expected(tries=(2, 2))
-    r.start(6)
-    r.until("jvm")
-    jvms = r.jvms()
-    send(jvms, signal.SIGSTOP if ever else signal.SIGKILL)
-    r.say("stopped the JVM" if ever else "killed the JVM")
-    if r.drivers():
-        raise Missed("the JVM was stopped too late")
-    # Its deferral may have come first, and then its trigger would wait for `start_timeout`.
-    with contextlib.suppress(Missed):
+    with Gate(r.stack, answer=True) as gate:
+        r.start(6)
+        gate.wait()
+        r.until("jvm")
+        jvms = r.jvms()
+        send(jvms, signal.SIGSTOP if ever else signal.SIGKILL)
+        r.say("stopped the JVM" if ever else "killed the JVM")
+        if r.drivers():
+            raise Missed("the JVM was stopped too late")
         r.kill_worker()
     if not ever:
         return
