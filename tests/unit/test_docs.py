@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib.util
 import inspect
 import json
@@ -12,17 +13,27 @@ import subprocess
 import sys
 import textwrap
 from datetime import datetime
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
+import pika
 import pytest
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 
 from airflow_rabbitmq_spark import exceptions
+from airflow_rabbitmq_spark.amqp.connection import Message
 from airflow_rabbitmq_spark.amqp.options import OPTIONS
 from airflow_rabbitmq_spark.hooks.spark_standalone import SparkStandaloneHook
 from airflow_rabbitmq_spark.job import bundle, events, handover, link, session, topology
+from airflow_rabbitmq_spark.links.spark_job import LINKS
+from airflow_rabbitmq_spark.listeners.listener import task_notice, to_message
+from airflow_rabbitmq_spark.notifications.rabbitmq import RabbitMQNotifier
+from airflow_rabbitmq_spark.operators.rabbitmq import RabbitMQPublishOperator
 from airflow_rabbitmq_spark.operators.spark_job import SparkJobOperator
+from airflow_rabbitmq_spark.provider_info import get_provider_info
+from airflow_rabbitmq_spark.sensors.rabbitmq import RabbitMQSensor
+from airflow_rabbitmq_spark.triggers.message import payload
 from tests.markdown import PAGES, ROOT, Example, example, examples
 
 if TYPE_CHECKING:
@@ -42,7 +53,10 @@ KINDS = {
     "python browser": "broker",
     "python": "broker",
     "json event": "unit",
+    "json listener": "unit",
+    "json message": "unit",
     "json xcom": "airflow",
+    "ini": "unit",
     "sh": "unit",
     "text": "for people",
     "text application": "unit",
@@ -182,6 +196,61 @@ def test_every_argument_of_the_operator_is_described():
         assert ("(templated)" in row[2]) == (name in SparkJobOperator.template_fields), name
     theirs = {name for row in rows(inherited)[1:] for name in named(row[0])} | {"reconnect_on_retry"}
     assert theirs == set(arguments(SparkSubmitOperator))
+
+
+@pytest.mark.parametrize(
+    ("kind", "title"),
+    [
+        (RabbitMQPublishOperator, "Publish messages"),
+        (RabbitMQSensor, "Wait for a message"),
+        (RabbitMQNotifier, "Tell of success and failure"),
+    ],
+)
+def test_every_argument_is_described(kind: Any, title: str):
+    described = {name: row for row in rows(section("dags.md", title)) for name in re.findall(r"^`(\w+)`", row[0])}
+    parameters = arguments(kind)
+    assert set(described) == set(parameters)
+    for name, row in described.items():
+        default = parameters[name].default
+        if isinstance(default, (bool, str)):
+            assert row[1] == f"`{default}`" if default != "" else '`""`', name
+        elif isinstance(default, int):
+            assert row[1] == f"{default}", name
+        assert ("(templated)" in row[2]) == (name in kind.template_fields), name
+
+
+def test_the_listener_is_described():
+    text = section("dags.md", "Tell of every DAG run and task")
+    options = get_provider_info()["config"]["rabbitmq_listener"]["options"]
+    assert {row[0].strip("`"): row[1] for row in rows(text)[1:]} == {
+        name: option["default"] for name, option in options.items()
+    }
+    written = configparser.ConfigParser()
+    written.read_string(example("dags.md", "ini").text)
+    assert set(written["rabbitmq_listener"]) <= set(options)
+    shown = json.loads(example("dags.md", "json listener").text)
+    notice = task_notice(SimpleNamespace(**shown["data"]), "failed", RuntimeError())
+    message = to_message(notice)
+    assert message.routing_key == "task_instance.sales_daily.load.failed"
+    told = json.loads(message.body)
+    assert list(told) == list(shown)
+    assert list(told["data"]) == list(shown["data"])
+    assert (told["source"], told["type"], told["subject"]) == (shown["source"], shown["type"], shown["subject"])
+
+
+def test_the_message_of_a_sensor_is_described():
+    shown = json.loads(example("dags.md", "json message").text)
+    body = json.dumps(shown["body"]).encode()
+    properties = pika.BasicProperties(
+        message_id=shown["message_id"], content_type=shown["content_type"], delivery_mode=shown["delivery_mode"]
+    )
+    assert (
+        payload(Message(body, properties, shown["exchange"], shown["routing_key"], redelivered=False, tag=1)) == shown
+    )
+
+
+def test_the_links_are_described():
+    assert [row[0] for row in rows(section("dags.md", "Links"))[1:]] == [link.name for link in LINKS]
 
 
 def test_the_spark_connection_is_described():
