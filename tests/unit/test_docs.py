@@ -60,7 +60,7 @@ KINDS = {
     "sh": "unit",
     "text": "for people",
     "text application": "unit",
-    "mermaid": "for people",
+    "mermaid": "unit",
 }
 
 
@@ -131,6 +131,18 @@ def test_shell_commands_exist(one: Example):
             assert importlib.util.find_spec(words[2]), line
         elif words:
             assert words[0] in {"airflow", "cd", "docker", "export", "git", "pip", "python", "spark-submit"}, line
+
+
+@pytest.mark.parametrize("one", examples("mermaid"), ids=str)
+def test_diagrams_have_the_grammar_that_they_use(one: Example):
+    """Mermaid itself is not here to ask. A ``;`` would end a statement, and ``#`` begin an entity."""
+    first, *lines = [line.strip() for line in one.text.splitlines()]
+    assert first == "sequenceDiagram"
+    known = [match[1] for line in lines if (match := re.fullmatch(r"participant (\w+) as [^;#]+", line))]
+    who = "|".join(known)
+    step = rf"(?:{who})(?:->>|-->>)(?:{who}): [^;#]+|Note over (?:{who}): [^;#]+|(?:alt|else) [^;#]+|end"
+    assert [line for line in lines[len(known) :] if not re.fullmatch(step, line)] == []
+    assert lines.count("end") == sum(line.startswith("alt ") for line in lines)
 
 
 # DAGs ------------------------------------------------------------------------------------------------------------------
