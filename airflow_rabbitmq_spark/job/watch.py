@@ -109,7 +109,8 @@ class Watch:
         self._rules = rules
         self._on_event = on_event
         self._heard = False
-        self._seen: deque[str] = deque(maxlen=REMEMBERED)
+        #: Made when the first event comes: most of ten thousand waits have none yet.
+        self._seen: deque[str] | None = None
         self._loss: Message | None = None
         self._lost: tuple[Event, datetime | None] | None = None
         self._lost_deadline: float | None = None
@@ -183,9 +184,7 @@ class Watch:
 
         :raises TimeoutError: there is none by ``end_by``.
         """
-        if (message := subscription.take()) is not None:
-            return message
-        return await asyncio.wait_for(subscription.next(), None if end_by is None else max(0.0, end_by - time.time()))
+        return await subscription.next(None if end_by is None else end_by - time.time())
 
     async def _counts(self, queue: str) -> tuple[int, int] | None:
         """Messages that wait in a queue and its consumers; None when that cannot be had, none of both without a queue."""
@@ -251,6 +250,8 @@ class Watch:
                 subscription.ack(self._loss)
                 self._loss = None
         self._heard = True
+        if self._seen is None:
+            self._seen = deque(maxlen=REMEMBERED)
         if event.id not in self._seen:
             self._seen.append(event.id)
             self._pass_on(event)
