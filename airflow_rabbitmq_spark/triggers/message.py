@@ -140,13 +140,16 @@ class _Safe:
 
 
 def _safe_property(value: Any) -> Any:
-    """A single value of AMQP's as JSON: what has no like there becomes a text."""
+    """A single value of AMQP's as JSON: what has no like there becomes a text.
+
+    Of JSON's own types to the letter: pika has an integer class of its own, and Airflow's msgpack refuses it.
+    """
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
-        return value if -MAX_INTEGER - 1 <= value <= MAX_INTEGER else str(value)
+        return int(value) if -MAX_INTEGER - 1 <= value <= MAX_INTEGER else f"{int(value)}"
     if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
+        return float(value) if math.isfinite(value) else str(value)
     if isinstance(value, str):
         return _safe_text(value)
     if isinstance(value, datetime):
@@ -175,7 +178,7 @@ def _safe_time(value: Any) -> str | None:
     try:
         return datetime.fromtimestamp(value, tz=timezone.utc).isoformat()
     except (ValueError, OverflowError, OSError):
-        return str(value)
+        return f"{int(value)}"
 
 
 # Rules -------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException, AirflowTaskTimeout, TaskDeferred
+from airflow.sdk.execution_time.comms import _new_encoder
 
 from airflow_rabbitmq_spark.exceptions import ConfigurationError, NotFound
 from airflow_rabbitmq_spark.hooks.rabbitmq import RabbitMQHook
@@ -76,6 +77,8 @@ def test_what_is_there_is_taken_at_once_and_acknowledged_after_success(hook, que
     task = sensor(queue)
     content = task.execute({"ti": TaskInstance()})
     assert json.loads(json.dumps(content)) == content
+    # What Airflow sends a trigger's event with takes JSON's own types only, and no class that is derived from them.
+    _new_encoder().encode(content)
     assert (content["body"], content["body_encoding"], content["message_id"]) == ({"id": 7}, "json", "m")
     assert content["timestamp"] == "1970-01-01T00:00:00+00:00"
     assert content["headers"] == {
