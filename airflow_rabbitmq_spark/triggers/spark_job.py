@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseHook
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_rabbitmq_spark.amqp.multiplexer import shared
 from airflow_rabbitmq_spark.exceptions import RabbitMQSparkError
 from airflow_rabbitmq_spark.hooks.rabbitmq import RabbitMQHook
 from airflow_rabbitmq_spark.job.events import Event, Kind
@@ -81,11 +80,10 @@ class SparkJobTrigger(BaseTrigger):
         """Fire one event, then hold the job's last event until the worker is about to read it."""
         job = Job.from_json(self.job)
         try:
-            endpoint = await RabbitMQHook(self.rabbitmq_conn_id).aendpoint()
+            multiplexer = await RabbitMQHook(self.rabbitmq_conn_id).amultiplexer()
         except RabbitMQSparkError as error:
             yield self._fire(Outcome(Verdict.UNREACHABLE, reason=str(error)))
             return
-        multiplexer = shared(endpoint)
         async with multiplexer.subscribe(job.job_queue) as subscription:
             outcome = await Watch(multiplexer, job, Rules(**self.rules), self._show).outcome(subscription)
             await asyncio.sleep(max(0.0, self.fire_after - time.time()))
