@@ -7,7 +7,9 @@ import uuid
 from types import SimpleNamespace
 
 import pytest
+from airflow.sdk.execution_time.context import set_current_context
 
+from airflow_rabbitmq_spark import __version__
 from airflow_rabbitmq_spark.exceptions import (
     BrokerBlocked,
     BrokerUnreachable,
@@ -172,3 +174,15 @@ def test_no_broker(monkeypatch):
         run(routing_key="k", message="x", rabbitmq_conn_id="away")
     with pytest.raises(ConfigurationError, match="no connection 'nowhere'"):
         run(routing_key="k", message="x", rabbitmq_conn_id="nowhere")
+
+
+def test_the_broker_shows_whose_connection_it_is(broker, queue):
+    shown: list[str] = []
+
+    def messages(context, jinja_env):
+        yield "x"
+        shown.append(broker.ctl("list_connections", "client_properties"))
+
+    with set_current_context({"ti": TI}):
+        run(routing_key=queue, messages=messages)
+    assert f'"airflow-rabbitmq-spark {__version__} d.t r"' in shown[0]
