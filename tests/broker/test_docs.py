@@ -175,8 +175,7 @@ def test_every_kind_of_event_is_what_the_schema_describes(
             proxy.cut()
             seen |= set(checked(listener.until(job, Kind.RESUMED)))
             process.terminate()
-            (failed,) = listener.until(job, Kind.FAILED)
-            assert checked([failed]) == ["failed"]
+            seen |= set(checked(listener.until(job, Kind.FAILED)))
 
     # What Airflow says to a driver goes to its control queue and nowhere else: be the driver.
     job = Job.new("training.nightly", "train", endpoint.exchange)
