@@ -15,7 +15,7 @@ from airflow_rabbitmq_spark.hooks.rabbitmq import RabbitMQHook
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from airflow.sdk import Context
+    from airflow.sdk import Context, XComArg
 
     from airflow_rabbitmq_spark.amqp.publisher import Outgoing
 
@@ -82,7 +82,7 @@ class RabbitMQPublishOperator(BaseOperator):
         routing_key: str = "",
         exchange: str = "",
         message: Any = None,
-        messages: Iterable[Any] | Callable[..., Iterable[Any]] | None = None,
+        messages: Iterable[Any] | XComArg | Callable[..., Iterable[Any]] | None = None,
         headers: Mapping[str, Any] | None = None,
         properties: Mapping[str, Any] | None = None,
         cloudevent: Mapping[str, Any] | None = None,
