@@ -7,29 +7,34 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import queue
 import shutil
 import signal
 import sys
 import time
-from contextlib import ExitStack
+import traceback
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_rabbitmq_spark.amqp.background import Background
 from airflow_rabbitmq_spark.amqp.connection import Connection, Message
-from airflow_rabbitmq_spark.exceptions import EventInvalid
+from airflow_rabbitmq_spark.exceptions import EventInvalid, RabbitMQSparkError
 from airflow_rabbitmq_spark.job.events import Event, Kind, decode
 from airflow_rabbitmq_spark.triggers.spark_job import describe
 from stack.airflow import Airflow
 from stack.broker import Broker
 from stack.http_counter import RestCounter
+from stack.processes import StartFailed
 from stack.spark import SparkCluster
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from types import FrameType
 
     from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
+    from stack.processes import Process
 
 ROOT = Path(__file__).parent.parent
 DAG = "train_digits"
@@ -119,17 +124,23 @@ def show(screen: Screen, event: Event) -> None:
     screen.bar(f"[{'#' * filled}{'.' * (WIDTH - filled)}] {fraction:4.0%}  {event.data.get('text') or ''}  {metrics}")
 
 
-def follow(screen: Screen, listener: Listener, airflow: Airflow, run_id: str) -> Event:
+def follow(screen: Screen, listener: Listener, airflow: Airflow, run_id: str, parts: Sequence[Process]) -> Event:
     """Show what is pushed until the DAG's last task has ended; the job's last event.
 
-    :raises Failed: a task failed, or nothing more comes.
+    :param parts: what has to run all the while.
+    :raises Failed: a task or one of the parts failed, or nothing more comes.
     """
     final: Event | None = None
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            message = listener.messages.get(timeout=max(0.0, deadline - time.monotonic()))
+            message = listener.messages.get(timeout=1.0)
         except queue.Empty:
+            for part in parts:
+                if not part.is_running:
+                    raise Failed(f"{part.name} has ended in the middle of the run.\n{part.tail()}") from None
+            if time.monotonic() < deadline:
+                continue
             raise Failed(f"The run has not ended after {PATIENCE:g} s.\n{task_log(airflow, run_id, 'train')}") from None
         if message.exchange == "amq.topic":
             told = json.loads(message.body)
@@ -217,14 +228,16 @@ def run(directory: Path, screen: Screen, stack: ExitStack, *, keep: bool) -> Non
     screen.say(f"Airflow: {airflow.url}")
     run_id = airflow.trigger(DAG)
     screen.say(f"airflow  run {run_id} of DAG {DAG}: triggered")
-    final = follow(screen, listener, airflow, run_id)
+    parts = [broker.process, spark.master, spark.worker, *airflow.components.values()]
+    final = follow(screen, listener, airflow, run_id, parts)
     report(screen, airflow, run_id, final, counter)
     if keep:
         print(f"  Airflow    {airflow.url}/dags/{DAG}/runs/{run_id}")
         print(f"  login      {airflow.username} / {airflow.password}")
         print(f"  Spark      {spark.web_url}")
-        print("  to stop    Ctrl-C here, or: kill", Path("/proc/self").resolve().name, flush=True)
-        signal.pause()
+        print(f"  to stop    Ctrl-C here, or: kill {os.getpid()}", flush=True)
+        with suppress(SystemExit):
+            signal.pause()
 
 
 def stopped(number: int, _frame: FrameType | None) -> None:
@@ -232,13 +245,18 @@ def stopped(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
+def heed(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    """What to do about Ctrl-C and its like."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, handler)
+
+
 def main() -> int:
     """Run the demo; 0 when all went well."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave everything running until it is told to stop")
     options = parser.parse_args()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stopped)
+    heed(stopped)
     directory = ROOT / ".demo"
     lock = directory.with_suffix(".lock")
     screen = Screen()
@@ -247,14 +265,24 @@ def main() -> int:
             stack.enter_context(only_one(lock))
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir()
-            run(directory, screen, stack, keep=options.keep)
+            try:
+                run(directory, screen, stack, keep=options.keep)
+            finally:
+                # A second Ctrl-C, while everything is being stopped, must not leave half of it running.
+                heed(signal.SIG_IGN)
+                screen.end_bar()
+                print("Stopping everything ...", flush=True)
     except SystemExit as stop:
         screen.end_bar()
-        print("Stopped; nothing is left running.", flush=True)
-        return 0 if options.keep else int(stop.code or 0)
-    except Exception as error:  # noqa: BLE001 - every failure ends here, with what explains it
+        print("Stopped: nothing is left running.", flush=True)
+        return int(stop.code or 0)
+    except (Failed, StartFailed, RabbitMQSparkError) as error:
         screen.end_bar()
         print(f"\nmake demo failed: {error}", file=sys.stderr, flush=True)
+        return 1
+    except Exception:  # noqa: BLE001 - what nobody has thought of explains itself by where it came from
+        screen.end_bar()
+        print(f"\nmake demo failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         return 1
     return 0
 
