@@ -42,6 +42,10 @@ BATCH = 100
 SAY_AGAIN = 60.0
 
 
+class Unsendable(Exception):
+    """No message could be made of what was put in."""
+
+
 class Outbox(Generic[T]):
     """See the module. Safe for threads, and across a fork: a child begins with an empty one.
 
@@ -211,18 +215,15 @@ class Outbox(Generic[T]):
         """Publish a batch; what the broker has confirmed is taken out of it."""
         from airflow_rabbitmq_spark.exceptions import Rejected
 
-        futures = []
+        futures: list[asyncio.Future[None]] = []
         try:
             for item in batch:
-                message = self._make(item)
-                futures.append(
-                    channel.send(self._exchange, message.routing_key, message.body, message.properties, mandatory=False)
-                )
+                futures.append(self._send(channel, item))  # noqa: PERF401 - what was sent before one that fails is cancelled below
             for future in futures:
                 refusal = None
                 try:
                     await channel.confirmed(future, timeout=CONFIRM_TIMEOUT)
-                except Rejected as error:
+                except (Rejected, Unsendable) as error:
                     # A queue that is full today is full for the next one too: only this message is given up.
                     refusal = error
                 self._settle(batch, refusal)
@@ -230,6 +231,15 @@ class Outbox(Generic[T]):
             for future in futures:
                 if not future.cancel() and not future.cancelled():
                     future.exception()  # or asyncio would complain that nobody looked
+
+    def _send(self, channel: Channel, item: T) -> asyncio.Future[None]:
+        try:
+            message = self._make(item)
+        except Exception as error:  # noqa: BLE001 - one that cannot be written must not come back for ever
+            broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            broken.set_exception(Unsendable(f"one could not be written ({type(error).__name__}: {error})"))
+            return broken
+        return channel.send(self._exchange, message.routing_key, message.body, message.properties, mandatory=False)
 
     # What is where, and what is said of it ---------------------------------------------------------------------------
 

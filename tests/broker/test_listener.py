@@ -151,6 +151,23 @@ def test_what_is_refused_does_not_hold_up_the_rest(hook, make, exchange, caplog)
     hook.delete_queue(exchange)
 
 
+def test_what_cannot_be_written_does_not_come_back_for_ever(hook, make, queue, caplog):
+    outbox = make()
+
+    def picky(text):
+        if text == "bad":
+            raise ValueError("not this one")
+        return outgoing("", "k", text)
+
+    outbox._make = picky
+    for text in ("a", "bad", "b"):
+        outbox.put(text)
+    assert outbox.flush()
+    assert bodies(hook, queue) == ["a", "b"]
+    assert (outbox.delivered, outbox.dropped) == (2, 1)
+    assert "ValueError: not this one" in caplog.text
+
+
 def test_who_may_publish_need_not_be_allowed_to_declare(hook, broker, make, exchange, queue):
     broker.ctl("add_user", "teller", "secret")
     try:
