@@ -22,15 +22,17 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stack.chaos.faults import FAULTS
+from stack.chaos.faults import FAULTS, OWN
 from stack.chaos.parts import ROOT, Stack, threads
-from stack.chaos.round import MORE_THREADS, Missed, Round
+from stack.chaos.round import MORE_THREADS, Missed, Round, left_behind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType
 
 #: Where the logs of rounds that failed are kept.
@@ -43,6 +45,17 @@ def draw(seed: int, number: int) -> tuple[str, random.Random]:
     names = list(FAULTS)
     random.Random(f"{seed} {lap}").shuffle(names)  # noqa: S311 - chance to repeat, no secret
     return names[place], random.Random(f"{seed} {number}")  # noqa: S311
+
+
+def _play(played: Round, name: str) -> tuple[str, list[str]]:
+    try:
+        FAULTS[name](played)
+        problems = played.problems()
+    except Missed as missed:
+        return "missed", [str(missed), *(played.problems() if played.run_id else [])]
+    except Exception:  # noqa: BLE001 - a round that breaks is a failure to look at, and the next one is played
+        return "FAILED", [traceback.format_exc()]
+    return ("FAILED" if problems else "ok"), problems
 
 
 class Chaos:
@@ -72,39 +85,41 @@ class Chaos:
             self._stack = Stack(folder, self._closing)
         return self._stack
 
-    def play(self, number: int, fault: str | None = None) -> None:
-        """Play a round, and say what came of it.
-
-        :param fault: in place of the one that is drawn.
-        """
-        drawn, chance = draw(self._seed, number)
-        name = fault or drawn
-        print(f"{number:4}  {name}", flush=True)
+    def play(self, numbers: list[int]) -> None:
+        """Play rounds at the same time, and say what came of them."""
         stack = self._parts()
-        began = time.monotonic()
-        played = Round(stack, number, chance, away=self._away)
-        outcome, problems = "ok", []
+        rounds, names = [], []
+        for number in numbers:
+            name, chance = draw(self._seed, number)
+            print(f"{number:4}  {name}", flush=True)
+            names.append(name)
+            rounds.append(Round(stack, number, chance, away=self._away))
+        with ThreadPoolExecutor(len(numbers)) as pool:
+            ends = list(pool.map(_play, rounds, names))
+        stack.heal()
         try:
-            FAULTS[name](played)
-            problems = played.problems(self._most_threads)
-        except Missed as missed:
-            outcome, problems = "missed", [str(missed)]
-        except Exception:  # noqa: BLE001 - a round that breaks is a failure to look at, and the next one is played
-            problems = [traceback.format_exc()]
-        if problems and outcome == "ok":
-            outcome = "FAILED"
+            left = left_behind(stack, rounds, self._most_threads)
+        except Exception:  # noqa: BLE001 - likewise
+            left = [traceback.format_exc()]
         if self._most_threads is None:
             self._most_threads = sum(threads(triggerer) for triggerer in stack.triggerers) + MORE_THREADS
-        self._note(played, name, outcome, problems, time.monotonic() - began)
-        if outcome != "ok":
-            self._keep(played)
-            played.clean()
+        known = any(outcome == "FAILED" for outcome, _ in ends)
+        for played, name, (outcome, problems) in zip(rounds, names, ends, strict=True):
+            # What a round that failed has left is not another's fault; without one it is anybody's.
+            guilty = bool(left) and (outcome == "FAILED" or not known)
+            self._note(played, name, "FAILED" if guilty else outcome, problems + left * guilty)
+        if left or any(problems for _, problems in ends):
+            for played in rounds:
+                played.clean()
             self.close()
 
-    def _note(self, played: Round, name: str, outcome: str, problems: list[str], took: float) -> None:
+    def _note(self, played: Round, name: str, outcome: str, problems: list[str]) -> None:
         self.tally[outcome] += 1
-        print(f"      {outcome} in {took:.0f} s: {len(played.noted('begin'))} begun, {len(played.noted('end'))} ended")
+        took = time.monotonic() - played.began
+        counts = f"{len(played.noted('begin'))} begun, {len(played.noted('end'))} ended"
+        print(f"{played.number:4}  {outcome} in {took:.0f} s: {counts}", flush=True)
         if outcome != "ok":
+            self._keep(played)
             print("".join(f"        {line}\n" for line in [*played.told, *problems]), end="", flush=True)
         if outcome == "FAILED":
             self.failed.append(f"--seed {self._seed} --replay {played.number}  ({name})")
@@ -139,6 +154,29 @@ class Chaos:
         print(f"        logs: {target}", flush=True)
 
 
+def batches(seed: int, numbers: list[int], together: int) -> Iterator[list[int]]:
+    """The rounds in their order; up to ``together`` of those that touch only their own job at a time."""
+    waiting: list[int] = []
+    for number in numbers:
+        if together > 1 and draw(seed, number)[0] in OWN:
+            waiting.append(number)
+            if len(waiting) == together:
+                yield waiting
+                waiting = []
+        else:
+            yield [number]
+    if waiting:
+        yield waiting
+
+
+def done(file: Path, seed: int) -> set[int]:
+    """The rounds of a seed that a file has the results of."""
+    if not file.exists():
+        return set()
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return {line["round"] for line in lines if line["seed"] == seed}
+
+
 def summary(files: list[Path]) -> str:
     """The tally of result files, as a table in Markdown: by fault and broker."""
     rounds = [json.loads(line) for file in files for line in file.read_text().splitlines()]
@@ -165,8 +203,11 @@ def main() -> int:
     parser.add_argument("--replay", type=int, help="play only this round")
     parser.add_argument("--fault", action="append", help="only faults whose name contains this; may be repeated")
     parser.add_argument("--minutes", type=float, help="begin no round after this time")
+    parser.add_argument("--together", type=int, default=1, help="how many rounds to play at a time, where they can be")
     parser.add_argument("--away", type=float, default=75.0, help="seconds that the broker is away where that is long")
-    parser.add_argument("--results", type=Path, help="add a line of JSON for each round to this file")
+    parser.add_argument(
+        "--results", type=Path, help="add a line of JSON for each round to this file, and leave out those it has"
+    )
     parser.add_argument("--summary", type=Path, nargs="+", metavar="FILE", help="only print the tally of such files")
     parser.add_argument("--list", action="store_true", help="list the faults")
     options = parser.parse_args()
@@ -179,6 +220,8 @@ def main() -> int:
     seed = random.SystemRandom().randrange(10_000) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     numbers = [options.replay] if options.replay else list(range(options.first, options.first + options.rounds))
+    if options.results and not options.replay:
+        numbers = [n for n in numbers if n not in done(options.results, seed)]
     if options.fault:
         numbers = [n for n in numbers if any(part in draw(seed, n)[0] for part in options.fault)]
 
@@ -187,15 +230,15 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, end)
     chaos = Chaos(seed, options.away, options.results)
-    began, number = time.monotonic(), 0
+    began = time.monotonic()
     try:
-        for number in numbers:
+        for batch in batches(seed, numbers, options.together):
             if options.minutes and time.monotonic() - began > options.minutes * 60:
-                print(f"time is up; go on with --seed {seed} --first {number}")
+                print("time is up")
                 break
-            chaos.play(number)
+            chaos.play(batch)
     except KeyboardInterrupt:
-        print(f"stopped in round {number}")
+        print("stopped")
     finally:
         chaos.close()
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(chaos.tally.items()))

@@ -14,8 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_rabbitmq_spark.job.handover import VARIABLE
-from stack.chaos.parts import send
-from stack.chaos.round import READ_LINE, Expected, Gate, Missed, Round
+from stack.chaos.parts import Gate, send
+from stack.chaos.round import READ_LINE, Expected, Held, Missed, Round
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,7 +110,7 @@ def worker_killed_submitting(r: Round, then: str) -> None:
     # The next try begins after 12 s: the driver still runs then, or has ended.
     seconds = {"the driver still runs": r.uniform(30, 40), "the driver has ended": r.uniform(1, 2)}.get(then, 5)
     taken = then in ("the driver still runs", "the driver has ended")
-    with Gate(r.stack, answer=taken) as gate:
+    with Held(r, answer=taken) as gate:
         r.start(seconds)
         gate.wait()
         r.kill_worker()
@@ -123,7 +123,7 @@ def worker_killed_submitting(r: Round, then: str) -> None:
 def answer_lost(r: Round) -> None:
     """The master took the submission, and the connection breaks before its answer."""
     r.expected = Expected(tries=(1, 2))
-    with Gate(r.stack, answer=True) as gate:
+    with Held(r, answer=True) as gate:
         r.start(5)
         gate.wait()
         gate.release(passes=False)
@@ -230,7 +230,7 @@ def delivery_timeout(r: Round, *, renewed: bool) -> None:
     With ``renewed`` the driver renews its will in time, and nothing is noticed.
     """
     r.stack.set_delivery_timeout(12, 4)
-    r.stack.rest.on_request = partial(_renew, 4.0 if renewed else 600.0)
+    r.stack.gates[str(r.notes)] = Renewing(4.0 if renewed else 600.0)
     text = "has lost the driver's connection"
     r.expected = Expected(not_text=text if renewed else "", text="" if renewed else text)
     try:
@@ -240,16 +240,20 @@ def delivery_timeout(r: Round, *, renewed: bool) -> None:
         r.stack.set_delivery_timeout(1800, 60)
 
 
-def _renew(seconds: float, what: str, body: bytes) -> bytes:
-    """A submission with another ``will_renewal``."""
-    if what != "create":
-        return body
-    submission = json.loads(body)
-    variables = submission["environmentVariables"]
-    handover = json.loads(base64.b64decode(variables[VARIABLE]))
-    handover["settings"]["will_renewal"] = seconds
-    variables[VARIABLE] = base64.b64encode(json.dumps(handover).encode()).decode()
-    return json.dumps(submission).encode()
+class Renewing(Gate):
+    """Changes how often the driver of a submission renews its will, in seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def on_request(self, body: bytes) -> bytes | None:
+        """A submission with another ``will_renewal``."""
+        submission = json.loads(body)
+        variables = submission["environmentVariables"]
+        handover = json.loads(base64.b64decode(variables[VARIABLE]))
+        handover["settings"]["will_renewal"] = self._seconds
+        variables[VARIABLE] = base64.b64encode(json.dumps(handover).encode()).decode()
+        return json.dumps(submission).encode()
 
 
 # The network ---------------------------------------------------------------------------------------------------------
@@ -288,7 +292,7 @@ def network_fault(r: Round, whose: str, how: str, stage: str) -> None:
 def retry_before_start(r: Round, *, ever: bool) -> None:
     """The worker is killed before it knows Spark's name for the driver, and the driver begins only in the next try."""
     r.expected = Expected(tries=(2, 2))
-    with Gate(r.stack, answer=True) as gate:
+    with Held(r, answer=True) as gate:
         r.start(6)
         gate.wait()
         r.until("jvm")
@@ -424,3 +428,10 @@ FAULTS: dict[str, Callable[[Round], None]] = {
     **{f"task cleared at {stage}": partial(task_cleared, stage=stage) for stage in ("start", "middle", "end")},
     "task timed out": task_timed_out,
 }
+
+#: Faults that touch nothing but the round's own job: several of them can be played at a time.
+OWN = frozenset(
+    name
+    for name in FAULTS
+    if name.startswith(("no fault", "worker killed", "answer", "Python", "JVM", "driver frozen", "retry", "task"))
+)

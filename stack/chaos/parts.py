@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,22 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 APPLICATION = ROOT / "tests" / "chaos" / "application.py"
 DAGS = ROOT / "tests" / "chaos" / "dags"
+#: Room for the drivers of several rounds, and for those of tries that were given up.
+CORES, MEMORY = 16, "12g"
 #: The kinds of queues that belong to one job.
 OF_JOBS = re.compile(r"\.(job|will|control)\.[0-9a-f]{32}$")
+
+
+class Gate:
+    """What a submission meets on its way; this one lets it through."""
+
+    def on_request(self, body: bytes) -> bytes | None:
+        """What to pass on; None resets the connection."""
+        return body
+
+    def on_answer(self) -> bool:
+        """Whether to pass the answer on; False resets the connection."""
+        return True
 
 
 class Stack:
@@ -42,7 +57,9 @@ class Stack:
         self.broker = Broker(directory / "broker")
         closing.callback(self.broker.stop)
         self.broker.launch()
-        self.spark = SparkCluster(directory / "spark", ROOT / ".venv-spark" / "bin" / "python")
+        self.spark = SparkCluster(
+            directory / "spark", ROOT / ".venv-spark" / "bin" / "python", cores=CORES, memory=MEMORY
+        )
         closing.callback(self.spark.stop)
         # What a service manager does: a worker that dies is started again, and its drivers are not killed with it.
         worker = self.spark.worker
@@ -51,6 +68,10 @@ class Stack:
         self.driver_line = closing.enter_context(Proxy(self.broker.port))
         self.triggerer_line = closing.enter_context(Proxy(self.broker.port))
         self.rest = closing.enter_context(RestCounter(self.spark.rest_port))
+        #: What happens to submissions on their way, by a text in their body.
+        self.gates: dict[str, Gate] = {}
+        self._passing = threading.local()
+        self.rest.on_request, self.rest.on_answer = self._on_request, self._on_answer
         self.airflow = Airflow(
             directory / "airflow",
             dags=DAGS,
@@ -89,6 +110,17 @@ class Stack:
 
     def _connection(self, line: Proxy) -> str:
         return self.broker.connection().replace(f":{self.broker.port}/", f":{line.port}/")
+
+    # Spark -----------------------------------------------------------------------------------------------------------
+
+    def _on_request(self, what: str, body: bytes) -> bytes | None:
+        gates = [gate for text, gate in self.gates.items() if text.encode() in body] if what == "create" else []
+        self._passing.gate = gates[0] if gates else None
+        return gates[0].on_request(body) if gates else body
+
+    def _on_answer(self, _what: str) -> bool:
+        gate: Gate | None = self._passing.gate
+        return gate is None or gate.on_answer()
 
     # The broker ------------------------------------------------------------------------------------------------------
 
@@ -138,7 +170,6 @@ class Stack:
 
     def heal(self) -> None:
         """Undo whatever a round has left broken."""
-        self.rest.on_request, self.rest.on_answer = lambda _what, body: body, lambda _what: True
         for line in (self.driver_line, self.triggerer_line):
             line.restore()
         for triggerer in self.triggerers:

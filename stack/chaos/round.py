@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
 
-from stack.chaos.parts import executable, parent, processes, send, threads
+from stack.chaos.parts import Gate, executable, parent, processes, send, threads
 
 if TYPE_CHECKING:
     import random
@@ -63,30 +63,36 @@ class Expected:
     not_text: str = ""
 
 
-class Gate:
-    """Holds the next submission: before it reaches the master, or its answer. A context manager.
+class Held(Gate):
+    """Holds a round's first submission: before it reaches the master, or its answer. A context manager.
 
     :param answer: hold the answer instead of the request.
     """
 
-    def __init__(self, stack: Stack, *, answer: bool = False) -> None:
-        self._stack = stack
-        self._answer = answer
+    def __init__(self, played: Round, *, answer: bool = False) -> None:
+        self._round = played
+        self._holds_answer = answer
         self._reached, self._released = threading.Event(), threading.Event()
         self._passes = True
 
-    def __enter__(self) -> Gate:
-        if self._answer:
-            self._stack.rest.on_answer = self._hold
-        else:
-            self._stack.rest.on_request = lambda what, body: body if self._hold(what) else None
+    def __enter__(self) -> Held:
+        self._round.stack.gates[str(self._round.notes)] = self
         return self
 
     def __exit__(self, *_error: object) -> None:
         self._released.set()
+        self._round.stack.gates.pop(str(self._round.notes), None)
 
-    def _hold(self, what: str) -> bool:
-        if what != "create" or self._reached.is_set():
+    def on_request(self, body: bytes) -> bytes | None:
+        """Hold it, unless it is the answer that is to be held."""
+        return body if self._holds_answer or self._hold() else None
+
+    def on_answer(self) -> bool:
+        """Likewise."""
+        return not self._holds_answer or self._hold()
+
+    def _hold(self) -> bool:
+        if self._reached.is_set():
             return True
         self._reached.set()
         self._released.wait(PATIENCE)
@@ -273,7 +279,7 @@ class Round:
             self.start(self.seconds)
             return
         if stage == "submit":
-            with Gate(self.stack) as gate:
+            with Held(self) as gate:
                 self.start(self.seconds)
                 gate.wait()
                 self.say("at submit")
@@ -285,11 +291,8 @@ class Round:
 
     # The end ---------------------------------------------------------------------------------------------------------
 
-    def problems(self, most_threads: int | None) -> list[str]:
-        """Wait for the end, heal the stack, and say what is not as it must be.
-
-        :param most_threads: that the triggerers may have.
-        """
+    def problems(self) -> list[str]:
+        """Wait for the run's end and say what is not as it must be."""
         expected, found = self.expected, []
         deadline = time.monotonic() + PATIENCE
         state = "unknown"
@@ -301,7 +304,6 @@ class Round:
             with contextlib.suppress(requests.ConnectionError):
                 state = self.stack.airflow.run_state(self.dag_id, self.run_id)
         self.say(f"the run is {state}")
-        self.stack.heal()
         if state not in expected.states:
             found.append(f"the run is {state}, not {' or '.join(expected.states)}")
         ends, tries = self.noted("end"), int(self.task()["try_number"])
@@ -322,53 +324,66 @@ class Round:
             found.append(f"the task's log does not say {expected.text!r}")
         if expected.not_text and expected.not_text in log:
             found.append(f"the task's log says {expected.not_text!r}")
-        with self._scheduler_log.open("rb") as file:
+        with self._scheduler_log.open(errors="replace") as file:
             file.seek(self._scheduler_log_began)
-            if OUTRUN.encode() in file.read():
-                self.say("the scheduler was outrun")
-                if tries == expected.tries[1] == 1:
-                    found.append("an event outran the scheduler")
-        return found + self._left_behind(most_threads)
+            outrun = any(OUTRUN in line and self.run_id in line for line in file)
+        if outrun:
+            self.say("the scheduler was outrun")
+            if expected.tries == (1, 1):
+                found.append("an event outran the scheduler")
+        return found
 
-    def _left_behind(self, most_threads: int | None) -> list[str]:
-        """What is there after the end and must not be."""
-        deadline = time.monotonic() + SETTLE
-        while True:
-            left = []
-            if pids := processes(str(self.notes)):
-                left.append(f"processes of drivers are left: {pids}")
-            if pids := self.task_processes():
-                left.append(f"worker processes are left: {pids}")
-            if count := self._active_drivers():
-                left.append(f"the Spark master counts {count} drivers as active")
-            for name, line in (("drivers", self.stack.driver_line), ("triggerers", self.stack.triggerer_line)):
-                if count := line.open:
-                    left.append(f"{count} connections are left on the line of the {name}")
-            count = sum(threads(triggerer) for triggerer in self.stack.triggerers)
-            if most_threads is not None and count > most_threads:
-                left.append(f"the triggerers have {count} threads, more than {most_threads}")
-            if not left and (queues := self.stack.job_queues()):
-                if self.expected.queues_may_stay:
-                    self.say(f"left, as may be: {sorted(queues)}")
-                    self.stack.delete_queues(queues)
-                else:
-                    left.append(f"queues are left: {sorted(queues)}")
-            if not left or time.monotonic() > deadline:
-                return left
-            time.sleep(1)
+    def processes_left(self) -> list[str]:
+        """What of the job's processes is there."""
+        left = []
+        if pids := processes(str(self.notes)):
+            left.append(f"processes of drivers are left: {pids}")
+        if self.run_id and (pids := self.task_processes()):
+            left.append(f"worker processes are left: {pids}")
+        return left
 
-    def _active_drivers(self) -> int:
-        try:
-            with urllib.request.urlopen(f"{self.stack.spark.web_url}/json/", timeout=5) as answer:
-                return len(json.load(answer)["activedrivers"])
-        except (OSError, ValueError):
-            return 0
+    def may_stay(self, queue: str) -> bool:
+        """Whether a queue may be left: it is one of a job of this round, and its rules allow it."""
+        return self.expected.queues_may_stay and queue.rpartition(".")[2] in self.log()
 
     def clean(self) -> None:
-        """After a failure: end what the round has left."""
-        with contextlib.suppress(Exception):
-            self.stack.heal()
+        """End what the round has left."""
         send(processes(str(self.notes)), signal.SIGKILL)
+
+
+def left_behind(stack: Stack, rounds: list[Round], most_threads: int | None) -> list[str]:
+    """Wait until nothing is left of rounds that have ended, and say what still is.
+
+    :param most_threads: that the triggerers may have.
+    """
+    deadline = time.monotonic() + SETTLE
+    while True:
+        left = [line for played in rounds for line in played.processes_left()]
+        if count := _active_drivers(stack):
+            left.append(f"the Spark master counts {count} drivers as active")
+        for name, line in (("drivers", stack.driver_line), ("triggerers", stack.triggerer_line)):
+            if count := line.open:
+                left.append(f"{count} connections are left on the line of the {name}")
+        count = sum(threads(triggerer) for triggerer in stack.triggerers)
+        if most_threads is not None and count > most_threads:
+            left.append(f"the triggerers have {count} threads, more than {most_threads}")
+        if not left or time.monotonic() > deadline:
+            queues = stack.job_queues()
+            allowed = {queue for queue in queues if any(played.may_stay(queue) for played in rounds)}
+            stack.delete_queues(allowed)
+            if queues - allowed:
+                left.append(f"queues are left: {sorted(queues - allowed)}")
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(1)
+
+
+def _active_drivers(stack: Stack) -> int:
+    try:
+        with urllib.request.urlopen(f"{stack.spark.web_url}/json/", timeout=5) as answer:
+            return len(json.load(answer)["activedrivers"])
+    except (OSError, ValueError):
+        return 0
 
 
 def _range(allowed: tuple[int, int]) -> str:
