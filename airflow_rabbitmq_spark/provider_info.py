@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from typing import Any
 
+# The groups, in the order of the form, which shows one of them open at a time.
+_CLOUD = "Cloud credentials"
 _TLS = "TLS"
 _CLIENT = "Client certificate"
 _TIMING = "Timing and limits"
 _JOBS = "Jobs"
+_NAMES = "Name and links"
 
 
-def _field(label: str, description: str, section: str | None = None, kind: str = "string", **schema: Any) -> Any:
+def _field(label: str, description: str, section: str, kind: str = "string", **schema: Any) -> Any:
     """One field of the form. Every one may be left empty."""
-    section_schema = {"section": section} if section else {}
     return {
         "label": label,
         "description": description,
-        "schema": {"type": [kind, "null"], **section_schema, **schema},
+        "schema": {"type": [kind, "null"], "section": section, **schema},
     }
 
 
@@ -29,23 +31,10 @@ def _conn_fields() -> dict[str, Any]:
         "credentials_secret": _field(
             "Credentials (JSON)",
             "The credential document of a cloud service, pasted whole: IBM Cloud, Compose, CloudAMQP, Amazon MQ, or "
-            "RabbitMQ on Kubernetes. Then host, port, login, password, virtual host and CA stay empty.",
+            "RabbitMQ on Kubernetes. Then host, login, password, virtual host and CA stay empty. Fill in the port: "
+            "Airflow's Test button refuses a connection without one.",
+            _CLOUD,
             format="multiline",
-        ),
-        "sasl_mechanism": _field(
-            "Log in with",
-            "PLAIN: login and password. EXTERNAL: the user named in the client certificate; leave both empty.",
-            enum=["PLAIN", "EXTERNAL"],
-            default="PLAIN",
-        ),
-        "connection_name": _field(
-            "Connection name",
-            "Shown in the broker's list of connections. Empty: the package, DAG, task and run.",
-        ),
-        "management_url": _field(
-            "Management page",
-            "Address of the broker's management page, for links from a task to its queue. Without user and password.",
-            examples=["https://rabbitmq.example.com:15671"],
         ),
         "tls": _field(
             "Encrypt (TLS)",
@@ -104,6 +93,13 @@ def _conn_fields() -> dict[str, Any]:
             "Of the private key, where it is encrypted.",
             _CLIENT,
             format="password",
+        ),
+        "sasl_mechanism": _field(
+            "Log in with",
+            "PLAIN: login and password. EXTERNAL: the user named in this certificate; leave login and password empty.",
+            _CLIENT,
+            enum=["PLAIN", "EXTERNAL"],
+            default="PLAIN",
         ),
         "heartbeat": _field(
             "Heartbeat (seconds)",
@@ -181,6 +177,16 @@ def _conn_fields() -> dict[str, Any]:
             minimum=60,
             maximum=4233600,
         ),
+        "connection_name": _field(
+            "Connection name",
+            "Shown in the broker's list of connections. Empty: the package, DAG, task and run.",
+            _NAMES,
+        ),
+        "management_url": _field(
+            "Management page",
+            "For links from a task to its queue: https://rabbitmq.example.com:15671, without user and password.",
+            _NAMES,
+        ),
     }
 
 
@@ -188,6 +194,8 @@ def _connection_type(name: str, hook_class: str, label: str) -> dict[str, Any]:
     fields = _conn_fields()
     if name != "rabbitmq":
         del fields["tls"]  # the type says it
+    if name == "amqp":  # where an option of TLS would be a contradiction
+        fields = {key: field for key, field in fields.items() if field["schema"]["section"] not in {_TLS, _CLIENT}}
     return {
         "connection-type": name,
         "hook-class-name": f"airflow_rabbitmq_spark.hooks.rabbitmq.{hook_class}",

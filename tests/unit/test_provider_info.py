@@ -43,8 +43,9 @@ def test_it_imports_nothing_but_its_package():
 
 def test_the_form_has_every_option_and_none_that_does_nothing():
     assert set(FIELDS) == set(OPTIONS) - NOT_IN_THE_FORM
-    for name in ("amqp", "amqps"):
-        assert set(TYPES[name]["conn-fields"]) == set(FIELDS) - {"tls"}
+    assert set(TYPES["amqps"]["conn-fields"]) == set(FIELDS) - {"tls"}
+    of_tls = {name for name, option in OPTIONS.items() if option.group == "TLS"} | {"sasl_mechanism"}
+    assert set(TYPES["amqp"]["conn-fields"]) == set(FIELDS) - of_tls
 
 
 @pytest.mark.parametrize("name", FIELDS)
