@@ -53,7 +53,8 @@ test-rabbitmq-4: setup ## the same on RabbitMQ 4, from a Debian 13 in .rabbitmq-
 test-spark: setup ## tests on a real Spark cluster and RabbitMQ
 	$(PYTEST) tests/spark
 
-test-airflow: setup ## tests on a real Airflow, Spark and RabbitMQ
+test-airflow: setup ## tests on a real Airflow, Spark and RabbitMQ, and its form in a browser
+	@stack/system.sh chromium
 	$(PYTEST) tests/airflow
 
 # FAULT=part of a name, REPLAY=round, RABBITMQ_ROOT=.rabbitmq-4; the rest is said by python -m stack.chaos --help.
