@@ -92,6 +92,8 @@ def main() -> None:
         subscriber = Subscriber(endpoint)
         with Mailbox(endpoint, connection_name="benchmark") as mailbox:
             for number, count in ((signal.SIGKILL, options.sessions), (signal.SIGSTOP, options.stopped)):
+                if not count:
+                    continue
                 times = [one(mailbox, subscriber, endpoint, number) for _ in range(count)]
                 rows.append(
                     {

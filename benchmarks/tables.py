@@ -20,7 +20,7 @@ def show(rows: Iterable[Mapping[str, object]], *, as_json: bool) -> None:
     rows = list(rows)
     if as_json:
         for row in rows:
-            print(json.dumps(row), flush=True)
+            print(json.dumps({name: _rounded(value) for name, value in row.items()}), flush=True)
         return
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [names, *([_text(row.get(name)) for name in names] for row in rows)]
@@ -29,6 +29,10 @@ def show(rows: Iterable[Mapping[str, object]], *, as_json: bool) -> None:
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |")
         if index == 0:
             print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+
+
+def _rounded(value: object) -> object:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _text(value: object) -> str:

@@ -59,6 +59,10 @@ RATE = 100.0
 DECLARERS = 16
 #: Seconds that a phase may take before the row goes on without it.
 PATIENCE = 180.0
+COLUMNS = (
+    *("implementation", "waits", "connections", "kib_per_wait", "broker_kib_per_wait", "setup_s", "setup_cpu_s"),
+    *("idle_cpu_percent", "p50_ms", "p99_ms", "reconnect_s", "lost"),
+)
 TICKS = os.sysconf("SC_CLK_TCK")
 
 CONSUMERS, CONNECTIONS = "consumer_created", "connection_created"
@@ -306,7 +310,8 @@ def wait_until(condition: Callable[[], bool], timeout: float = PATIENCE) -> bool
 
 def measure(implementation: Implementation, count: int, *, idle: float) -> dict[str, Any]:
     """One row."""
-    row: dict[str, Any] = {"implementation": implementation.name, "waits": count}
+    row: dict[str, Any] = dict.fromkeys(COLUMNS)
+    row |= {"implementation": implementation.name, "waits": count, "lost": 0}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with Broker(folder / "broker") as broker, Waiters(implementation, folder, broker) as waiters:
