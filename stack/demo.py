@@ -217,6 +217,8 @@ def run(directory: Path, screen: Screen, stack: ExitStack, *, keep: bool) -> Non
         standalone=True,
     )
     stack.callback(airflow.stop)
+    parts = [broker.process, spark.master, spark.worker, *airflow.components.values()]
+    stack.callback(tell_to_stop, parts)
     airflow.launch()
     broker.wait()
     screen.say(f"RabbitMQ listens on amqps://{broker.host}:{broker.port}, and on nothing else")
@@ -228,7 +230,6 @@ def run(directory: Path, screen: Screen, stack: ExitStack, *, keep: bool) -> Non
     screen.say(f"Airflow: {airflow.url}")
     run_id = airflow.trigger(DAG)
     screen.say(f"airflow  run {run_id} of DAG {DAG}: triggered")
-    parts = [broker.process, spark.master, spark.worker, *airflow.components.values()]
     final = follow(screen, listener, airflow, run_id, parts)
     report(screen, airflow, run_id, final, counter)
     if keep:
@@ -238,6 +239,12 @@ def run(directory: Path, screen: Screen, stack: ExitStack, *, keep: bool) -> Non
         print(f"  to stop    Ctrl-C here, or: kill {os.getpid()}", flush=True)
         with suppress(SystemExit):
             signal.pause()
+
+
+def tell_to_stop(parts: Sequence[Process]) -> None:
+    """Tell all parts to stop, so that they do it at the same time; each is waited for afterwards."""
+    for part in parts:
+        part.stop(wait=False)
 
 
 def stopped(number: int, _frame: FrameType | None) -> None:
