@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pika
@@ -89,6 +89,8 @@ class Link:
         self._superseded: JobSuperseded | None = None
         self._ending = False
         self._lost_at: float | None = None
+        #: Connections on which a will was laid, or begun to be: the broker may have said `lost` for each but this one.
+        self._terms = 0
         #: Set when it is known whether this is the job's driver, or that the broker cannot be asked.
         self.settled = threading.Event()
         self._problem: RabbitMQSparkError | None = None
@@ -125,7 +127,6 @@ class Link:
     # On the link's thread --------------------------------------------------------------------------------------------
 
     def _enqueue(self, kind: Kind, data: dict[str, object]) -> None:
-        self._sequence += 1
         if kind is Kind.PROGRESS:
             self._shed()
         self._outbox.append(self._event(kind, data))
@@ -136,10 +137,26 @@ class Link:
             kind=kind,
             subject=self._job.job_id,
             source=self._job.source,
-            sequence=self._sequence,
             data=data,
             traceparent=self._handover.traceparent,
         )
+
+    def _next(self) -> Event:
+        """The event that is to be sent. It gets its number now, so that the numbers are in the order of what is heard."""
+        event = self._outbox[0]
+        if event.sequence is None:
+            self._sequence += 1
+            event = self._outbox[0] = replace(event, sequence=self._sequence)
+        return event
+
+    def _say_resumed(self, away: float) -> None:
+        """Cancel the `lost` that the broker may have said, before all else."""
+        resumed = self._event(Kind.RESUMED, {"away": round(away, 3)})
+        if not self._outbox or self._outbox[0].sequence is None:
+            self._outbox.appendleft(resumed)
+        elif not self._outbox[0].is_final:
+            # One that was sent and not confirmed has its number, and may have been heard. (Nothing follows a last word.)
+            self._outbox.insert(1, resumed)
 
     def _shed(self) -> None:
         waiting = [event for event in self._outbox if event.kind is Kind.PROGRESS]
@@ -147,6 +164,8 @@ class Link:
             # Never the first of all: it may be the one that is on its way.
             self._outbox.remove(waiting[1])
             self._report.shed += 1
+            # A gap in the numbers, for a reader to see.
+            self._sequence += 1
 
     async def _drain(self) -> None:
         self._ending = True
@@ -232,6 +251,7 @@ class Link:
         await self._check_job_queue(connection)
         await channel.declare_queue(self._job.control_queue, exclusive=True)
         await channel.consume(self._job.control_queue, lambda message: self._on_control(channel, message))
+        self._terms += 1
         if will is not None:
             await will.lay()
         return will
@@ -255,17 +275,15 @@ class Link:
     async def _serve(self, connection: Connection, will: Will | None) -> None:
         """Deliver until the last word is said (return) or the channel is gone (raise)."""
         channel = self._channel
-        if self._lost_at is not None and self._report.delivered:
+        if self._lost_at is not None and self._terms > 1:
             away = time.monotonic() - self._lost_at
             log.info("Connected to Airflow's broker again after %.1f s.", away)
-            self._sequence += 1
-            # First in line: it cancels the `lost` that the broker may have said.
-            self._outbox.appendleft(self._event(Kind.RESUMED, {"away": round(away, 3)}))
+            self._say_resumed(away)
         self._lost_at, self._problem = None, None
         renew_at = time.monotonic() + self._handover.settings.will_renewal
         while True:
             while self._outbox:
-                await self._deliver(channel, self._outbox[0])
+                await self._deliver(channel, self._next())
             if self._ending:
                 if will is not None:
                     # All is said. Should this fail, the broker says `lost` after the last word, which nobody heeds.

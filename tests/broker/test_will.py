@@ -1,0 +1,220 @@
+"""The last will: said of every driver that dies, and of none that lives."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import pika
+import pytest
+
+from airflow_rabbitmq_spark.amqp.connection import Connection
+from airflow_rabbitmq_spark.amqp.publisher import Publisher
+from airflow_rabbitmq_spark.exceptions import AccessRefused, NotFound
+from airflow_rabbitmq_spark.job.events import Kind
+from airflow_rabbitmq_spark.job.handover import Settings
+from airflow_rabbitmq_spark.job.will import Will
+from stack.proxy import Proxy
+from tests.broker.drivers import Driver, declared, eventually, through
+
+#: Says a line for each that it hears, and ends at `end`.
+ECHO = """
+with open_job() as job:
+    say("runs")
+    while (line := hear()) != "end":
+        job.progress(text=line)
+        say(line)
+    job.result("done")
+"""
+
+
+@pytest.fixture
+def quick(broker):
+    return broker.endpoint(heartbeat=1)
+
+
+def test_a_killed_driver_is_lost(broker, broker_endpoint):
+    with declared(broker_endpoint) as (job, _, listener), Driver(job, broker_endpoint, ECHO) as driver:
+        driver.hear("runs")
+        listener.wait(Kind.STARTED)
+        driver.send(signal.SIGKILL)
+        lost = listener.wait(Kind.LOST)
+        assert lost.data["text"].startswith("The driver's connection to the broker ended")
+        assert lost.data["host"] == listener.wait(Kind.STARTED).data["host"]
+        assert lost.sequence is None
+        # When the broker gave it up is in the header that it adds.
+        assert listener.headers[-1].headers["x-death"][0]["queue"] == job.will_queue
+        assert listener.headers[-1].properties.message_id == lost.id
+        assert listener.kinds == ["started", "lost"]
+
+
+def test_a_stopped_driver_is_lost_and_comes_back(quick):
+    with declared(quick) as (job, _, listener), Driver(job, quick, ECHO) as driver:
+        driver.hear("runs")
+        listener.wait(Kind.STARTED)
+        driver.send(signal.SIGSTOP)
+        listener.wait(Kind.LOST)
+        driver.send(signal.SIGCONT)
+        listener.wait(Kind.RESUMED)
+        driver.say("end")
+        assert driver.wait() == 0, driver.errors
+        listener.wait(Kind.SUCCEEDED)
+        assert listener.kinds == ["started", "lost", "resumed", "succeeded"]
+
+
+@pytest.mark.parametrize("ending", ["end", "fail"])
+def test_nobody_hears_of_a_driver_that_ended_by_itself(quick, ending):
+    code = ECHO.replace("job.progress", "line == 'fail' and 1/0; job.progress")
+    with declared(quick) as (job, _, listener):
+        with Driver(job, quick, code) as driver:
+            driver.hear("runs")
+            driver.say(ending)
+            driver.wait()
+        listener.wait(Kind.SUCCEEDED if ending == "end" else Kind.FAILED)
+        # What comes after it would have been said before this.
+        with Publisher(quick) as publisher:
+            last = listener.headers[0]
+            last.properties.message_id = None
+            body = last.body.replace(listener.events[0].id.encode(), b"the-last-of-all")
+            publisher.publish(job.exchange, last.routing_key, body, last.properties)
+        listener.wait(Kind.STARTED, count=2)
+        assert Kind.LOST.value not in listener.kinds
+
+
+def test_wills_are_renewed_a_thousand_times_without_a_false_word(broker_endpoint):
+    async def hold(job) -> None:
+        connection = await Connection.open(broker_endpoint)
+        channel = await connection.channel()
+        await channel.confirm()
+        will = Will(job, channel, host="here")
+        await will.claim()
+        for _ in range(1_000):
+            await will.lay()
+        # So that the broker knows of the last renewal too.
+        await channel.prefetch(0)
+        connection.abort("the plug is pulled")
+        await asyncio.wait([connection.closed])
+
+    with declared(broker_endpoint) as (job, mailbox, listener):
+        asyncio.run(hold(job))
+        listener.wait(Kind.LOST)
+        mailbox.delete(job)
+        # One was held at any time after the first, and one only is told of.
+        assert listener.kinds == ["lost"]
+
+
+def test_only_one_can_claim_and_what_others_put_there_is_no_will(broker_endpoint):
+    async def two(job) -> None:
+        connections = [await Connection.open(broker_endpoint) for _ in range(2)]
+        channels = [await connection.channel() for connection in connections]
+        for channel in channels:
+            await channel.confirm()
+        first, second = (Will(job, channel, host="here") for channel in channels)
+        await first.claim()
+        with pytest.raises(AccessRefused):
+            await second.claim()
+        await channels[0].publish("", job.will_queue, b"not a will", pika.BasicProperties(message_id="theirs"))
+        await first.lay()
+        await first.release()
+        late = Will(job, await connections[1].channel(), host="here")
+        with pytest.raises(NotFound):
+            await late.claim()
+        for connection in connections:
+            await connection.close()
+
+    with declared(broker_endpoint) as (job, _, listener):
+        asyncio.run(two(job))
+        assert listener.kinds == []
+
+
+@pytest.fixture
+def short_delivery_timeout(broker):
+    """Four seconds, looked at each second: far under the minute that RabbitMQ takes for the least."""
+    before = broker.ctl(
+        "eval", "{application:get_env(rabbit, consumer_timeout), application:get_env(rabbit, channel_tick_interval)}."
+    )
+    assert "1800000" in before
+    assert "60000" in before
+    broker.ctl("eval", "application:set_env(rabbit, consumer_timeout, 4000).")
+    broker.ctl("eval", "application:set_env(rabbit, channel_tick_interval, 1000).")
+    yield
+    broker.ctl("eval", "application:set_env(rabbit, consumer_timeout, 1800000).")
+    broker.ctl("eval", "application:set_env(rabbit, channel_tick_interval, 60000).")
+
+
+@pytest.mark.usefixtures("short_delivery_timeout")
+def test_a_will_is_renewed_before_the_delivery_timeout(broker_endpoint):
+    with (
+        declared(broker_endpoint) as (job, _, listener),
+        declared(broker_endpoint) as (other, _, other_listener),
+        Driver(job, broker_endpoint, ECHO, settings=Settings(will_renewal=1)) as renewing,
+        Driver(other, broker_endpoint, ECHO, settings=Settings(will_renewal=600)) as holding,
+    ):
+        renewing.hear("runs")
+        holding.hear("runs")
+        # The timeout works: it costs one that holds its will for too long its channel, and it comes back by itself.
+        for count in (1, 2):
+            other_listener.wait(Kind.LOST, count=count)
+            other_listener.wait(Kind.RESUMED, count=count)
+        assert listener.kinds == ["started"]
+        for driver in (renewing, holding):
+            driver.say("end")
+            assert driver.wait() == 0, driver.errors
+        listener.wait(Kind.SUCCEEDED)
+        other_listener.wait(Kind.SUCCEEDED)
+        assert listener.kinds == ["started", "succeeded"]
+
+
+def test_a_line_that_swallows_everything(broker, quick):
+    with Proxy(broker.port) as proxy, declared(quick) as (job, mailbox, listener):
+        with Driver(job, through(proxy, broker, heartbeat=1, connection_timeout=2), ECHO) as driver:
+            driver.hear("runs")
+            listener.wait(Kind.STARTED)
+            proxy.black_hole()
+            driver.say("in the dark")
+            driver.hear("in the dark")
+            # The broker misses its heartbeats, and the driver misses the broker's.
+            listener.wait(Kind.LOST)
+            driver.logs("Not connected to Airflow's broker")
+            assert not mailbox.cancel(job, "nobody can hear it")
+            proxy.restore()
+            listener.wait(Kind.RESUMED)
+            driver.say("end")
+            assert driver.wait() == 0, driver.errors
+        listener.wait(Kind.SUCCEEDED)
+        assert "in the dark" in [event.data.get("text") for event in listener.events]
+
+
+def test_a_slow_line_is_no_dead_one(broker, quick):
+    with Proxy(broker.port) as proxy, declared(quick) as (job, _, listener):
+        proxy.slow(0.1)
+        # Its wills cross the line in both directions, twenty times in all.
+        with Driver(job, through(proxy, broker, heartbeat=2), ECHO, settings=Settings(will_renewal=0.1)) as driver:
+            driver.hear("runs")
+            for number in range(3):
+                driver.say(str(number))
+                driver.hear(str(number))
+                listener.wait(Kind.PROGRESS, count=number + 1)
+            driver.say("end")
+            assert driver.wait() == 0, driver.errors
+        listener.wait(Kind.SUCCEEDED)
+        assert listener.kinds == ["started", *["progress"] * 3, "succeeded"]
+        assert proxy.accepted == 1
+
+
+def test_a_ghost_of_ones_own_is_outlived(broker, quick):
+    # The line is dead for the broker only: the driver's new connection is there before its old one is given up.
+    with Proxy(broker.port) as old, declared(quick) as (job, _, listener):
+        endpoint = through(old, broker, heartbeat=1, connection_timeout=2)
+        both = type(endpoint).from_mapping(
+            {**endpoint.to_mapping(), "hosts": [f"127.0.0.1:{old.port}", f"127.0.0.1:{broker.port}"]}
+        )
+        with Driver(job, both, ECHO) as driver:
+            driver.hear("runs")
+            listener.wait(Kind.STARTED)
+            old.black_hole()
+            listener.wait(Kind.RESUMED)
+            driver.say("end")
+            assert driver.wait() == 0, driver.errors
+        listener.wait(Kind.SUCCEEDED)
+        eventually(lambda: job.will_queue not in broker.queues())
