@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pika
 from pika import spec
-from pika.adapters.asyncio_connection import AsyncioConnection
 
 from airflow_rabbitmq_spark.amqp.diagnosis import explain
+from airflow_rabbitmq_spark.amqp.frames import BoundedAssembler, TolerantConnection
 from airflow_rabbitmq_spark.exceptions import (
     BrokerBlocked,
     ConnectionLost,
@@ -62,6 +62,11 @@ class Message:
         """The message's headers; empty when there are none."""
         return self.properties.headers or {}
 
+    @property
+    def problem(self) -> str | None:
+        """Why the message could not be read: then its body, or its properties and headers, are empty. Mostly None."""
+        return getattr(self.properties, "problem", None)
+
 
 class Connection:
     """One open connection. Make it with :meth:`open`; :attr:`closed` completes when it is gone.
@@ -76,7 +81,7 @@ class Connection:
         self.closed: asyncio.Future[RabbitMQSparkError] = asyncio.get_running_loop().create_future()
         #: True while the broker blocks publishers because of a memory or disk alarm.
         self.blocked = False
-        self._pika: AsyncioConnection | None = None
+        self._pika: TolerantConnection | None = None
         self._channels: set[Channel] = set()
 
     @classmethod
@@ -120,7 +125,7 @@ class Connection:
             if not opened.done():
                 opened.set_exception(error if isinstance(error, BaseException) else ConnectionError(error))
 
-        connection = AsyncioConnection(
+        connection = TolerantConnection(
             parameters,
             on_open_callback=on_open,
             on_open_error_callback=on_error,
@@ -242,6 +247,7 @@ class Channel:
 
     def _adopt(self, raw: PikaChannel) -> None:
         self._raw = raw
+        raw._content_assembler = BoundedAssembler(self.connection.endpoint.max_message_bytes)
         raw.add_on_close_callback(self._on_closed)
         raw.add_on_cancel_callback(self._on_consumer_cancelled)
 

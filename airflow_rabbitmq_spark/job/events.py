@@ -24,9 +24,13 @@ TYPE_PREFIX = "airflow.spark.job."
 
 #: Bytes of a result as JSON. It becomes an XCom, so it goes through Airflow's API and into its database.
 MAX_RESULT_BYTES = 1 * 2**20
-#: Bytes of an event that a reader accepts. To decode this much takes a few hundredths of a second, which is what the
-#: triggerer's event loop can spare.
+#: Bytes of an event that a reader accepts.
 MAX_EVENT_BYTES = 2 * 2**20
+#: Values of an event (an entry of an object counts twice: it has a key), and lists and objects among them. Python's JSON
+#: decoder lets no other thread run, the triggerer's event loop included, and how long is not a matter of bytes: 2 MiB of
+#: text are read in 3 ms, 2 MiB of empty lists in a second. This many are read in some 50 ms (benchmarks/hostile.py).
+MAX_VALUES = 100_000
+MAX_CONTAINERS = 25_000
 #: JSON has no limit of its own for integers, but databases and other languages do: signed 64 bits.
 MAX_INTEGER = 2**63 - 1
 #: Deeper than any result a person writes, and far from Python's recursion limit.
@@ -109,6 +113,8 @@ def decode(body: bytes) -> Event:
     """
     if len(body) > MAX_EVENT_BYTES:
         raise EventInvalid(f"it has {len(body)} bytes, and an event has {MAX_EVENT_BYTES} at most")
+    if problem := shape_problem(body):
+        raise EventInvalid(f"it {problem}")
     try:
         attributes = json.loads(body.decode(), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
@@ -180,6 +186,22 @@ def _refuse_constant(name: str) -> None:
     raise EventInvalid(f"it has the number {name}, which JSON does not know")
 
 
+def shape_problem(body: bytes) -> str | None:
+    """Why a body is not even to be given to a JSON decoder, or None: it has too many values. Costs some milliseconds."""
+    if _fits(body):
+        return None
+    # What is in texts counts for nothing. In JSON a backslash is in a text.
+    bare = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    if bare.count(b'"') <= 4 * MAX_VALUES and _fits(b"".join(bare.split(b'"')[::2])):
+        return None
+    return f"has more than {MAX_VALUES:,} values, or {MAX_CONTAINERS:,} lists and objects among them"
+
+
+def _fits(body: bytes) -> bool:
+    containers = body.count(b"[") + body.count(b"{")
+    return containers <= MAX_CONTAINERS and containers + body.count(b",") + body.count(b":") <= MAX_VALUES
+
+
 def json_problem(value: Any) -> str | None:
     """Why ``value`` could not travel as JSON to any language and any database, or None when it can."""
     found = _find_problem(value, 0)
@@ -238,7 +260,18 @@ def check_result(result: Any, *, limit: int = MAX_RESULT_BYTES) -> Any:
             "array, str(x) or x.isoformat() for a date, and a null for a missing number."
         )
     text = json.dumps(result, ensure_ascii=False, separators=(",", ":"))
-    size = len(text.encode())
+    if r"\u0000" in text.replace(r"\\", ""):
+        raise ResultInvalid(
+            "The job's result has a text with a null character, which PostgreSQL cannot store: remove it, as in "
+            r"text.replace('\0', '')."
+        )
+    body = text.encode()
+    if problem := shape_problem(body):
+        raise ResultInvalid(
+            f"The job's result {problem}: a result becomes an XCom, in Airflow's database. Save it to a file or a table and "
+            "pass its path."
+        )
+    size = len(body)
     if size > limit:
         remedy = ", or raise max_result_bytes of the SparkJobOperator" if limit < MAX_RESULT_BYTES else ""
         raise ResultInvalid(

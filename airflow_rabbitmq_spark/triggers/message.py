@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from airflow_rabbitmq_spark.exceptions import ConfigurationError
-from airflow_rabbitmq_spark.job.events import MAX_INTEGER, json_problem
+from airflow_rabbitmq_spark.job.events import MAX_INTEGER, json_problem, shape_problem
 
 if TYPE_CHECKING:
     from airflow_rabbitmq_spark.amqp.connection import Message
@@ -52,16 +52,19 @@ def payload(message: Message, *, max_body_bytes: int = DEFAULT_BODY_BYTES) -> di
     """A message as JSON.
 
     ``body_encoding`` says what ``body`` is: ``json`` (the body was JSON, and is here as its value), ``text``, ``base64``
-    (neither), or ``none``: it has more than ``max_body_bytes``, and ``body`` is null.
+    (neither), or ``none``: it has more than ``max_body_bytes``, and ``body`` is null. ``problem`` says what of the message
+    could not be read, and is null.
     """
     properties = message.properties
     result: dict[str, Any] = {name: _safe_property(getattr(properties, name, None)) for name in _PROPERTIES}
     result["timestamp"] = _safe_time(properties.timestamp)
-    result["exchange"] = _safe_text(message.exchange)
-    result["routing_key"] = _safe_text(message.routing_key)
+    # pika leaves bytes where UTF-8 was meant.
+    result["exchange"] = _safe_property(message.exchange)
+    result["routing_key"] = _safe_property(message.routing_key)
     result["redelivered"] = bool(message.redelivered)
     headers = message.headers
     result["headers"] = _Safe().value(headers, 0) if isinstance(headers, Mapping) else {}
+    result["problem"] = message.problem
     result["body_bytes"] = len(message.body)
     result["body"], result["body_encoding"] = _body(message, max_body_bytes)
     return result
@@ -78,7 +81,7 @@ def _body(message: Message, limit: int) -> tuple[Any, str]:
     content_type = message.properties.content_type
     kind = content_type.split(";")[0].strip().lower() if isinstance(content_type, str) else ""
     # Many publishers leave the type out, or say that JSON is text.
-    if kind.endswith(("/json", "+json")) or text[:1] in ("{", "["):
+    if (kind.endswith(("/json", "+json")) or text[:1] in ("{", "[")) and shape_problem(body) is None:
         try:
             value = json.loads(text, parse_constant=_refuse)
         except (ValueError, RecursionError):
@@ -121,7 +124,7 @@ class _Safe:
             for key, item in value.items():
                 if not self._take():
                     break
-                table[_safe_text(str(key))] = self.value(item, depth + 1)
+                table[str(_safe_property(key))] = self.value(item, depth + 1)
             return table
         if isinstance(value, (list, tuple)):
             if depth >= MAX_HEADER_DEPTH:

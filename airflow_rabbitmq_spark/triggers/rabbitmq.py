@@ -43,8 +43,8 @@ DEFAULT_MAX_UNMATCHED = 100
 HOLD = 20 * 60.0
 #: Seconds between two looks whether the task has the message: the first and the largest.
 LOOK_INTERVAL = (1.0, 10.0)
-#: Bytes above which a body is read on another thread.
-READ_ELSEWHERE = 64 * 2**10
+#: Bytes above which a body is read on another thread (as of job/watch.py).
+READ_ELSEWHERE = 8 * 2**10
 
 #: Confirmations under way; the event loop itself keeps only weak references to its tasks.
 _under_way: set[asyncio.Task[None]] = set()
@@ -115,11 +115,18 @@ class Wanted:
         while True:
             left = None if until is None else max(0.0, until - time.time())
             message = await asyncio.wait_for(source.next(), left)
+            # A full queue must not keep everybody else waiting.
+            await asyncio.sleep(0)
             if len(message.body) > READ_ELSEWHERE:
                 content = await asyncio.to_thread(payload, message, max_body_bytes=self.max_body_bytes)
             else:
                 content = payload(message, max_body_bytes=self.max_body_bytes)
             if await self._is_wanted(content):
+                if content["problem"] is not None:
+                    raise ConfigurationError(
+                        f"A message in queue {self.queue!r} cannot be read: {content['problem']}. It is left in the queue: "
+                        "remove it, or let its publisher say less."
+                    )
                 if content["body_encoding"] == "none":
                     raise ConfigurationError(
                         f"The message in queue {self.queue!r} has {len(message.body):,} bytes and max_body_bytes is "
