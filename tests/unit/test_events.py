@@ -102,7 +102,7 @@ def test_attributes_of_others_do_not_disturb():
         (b"", "it is not JSON"),
         (b"{", "it is not JSON"),
         (b"[" * 20_000, "it is nested too deep"),
-        (b"[" * 100_000, "or 25,000 lists and objects among them"),
+        (b"[" * 100_000, "it has more than 100,000 values, or 25,000 lists and objects among them"),
         (b'{"a": NaN}', "it has the number NaN, which JSON does not know"),
         (b'{"a": -Infinity}', "it has the number -Infinity, which JSON does not know"),
         (b'{"a": ' + b"1" * 5000 + b"}", "it is not JSON: Exceeds the limit"),
