@@ -407,6 +407,21 @@ class Running:
         row["lost"] = sum(job.job_id not in fired for job in todo)
 
 
+def ratios(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How many times more than this package's trigger each of the others takes, for as many waits."""
+    ours = {row["waits"]: row for row in rows if row["implementation"].startswith(IMPLEMENTATIONS[0].distribution)}
+    found = []
+    for row in rows:
+        base = ours.get(row["waits"])
+        if base is None or base is row:
+            continue
+        ratio: dict[str, Any] = {"implementation": f"{row['implementation']}: times ours", "waits": row["waits"]}
+        for name in COLUMNS[2:-1]:
+            ratio[name] = row[name] / base[name] if row[name] is not None and base[name] else None
+        found.append(ratio)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--waits", type=int, nargs="+", default=[100, 1_000, 10_000])
@@ -430,7 +445,7 @@ def main() -> None:
                 else:
                     print(f"{row['implementation']}: {count} waits measured.", file=sys.stderr)
     if not options.json:
-        show(rows, as_json=False)
+        show([*rows, *ratios(rows)], as_json=False)
 
 
 if __name__ == "__main__":
