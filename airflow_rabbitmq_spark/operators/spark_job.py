@@ -383,6 +383,7 @@ class SparkJobOperator(SparkSubmitOperator):
         raise error
 
     def _succeed(self, context: Context, record: Record, event: Event) -> Any:
+        from airflow_rabbitmq_spark.job.text import number
         from airflow_rabbitmq_spark.job.topology import Job
 
         now = time.time()
@@ -410,7 +411,7 @@ class SparkJobOperator(SparkSubmitOperator):
                     "ended_at": event.time.isoformat(),
                     "resumed_after": round(resumed_after, 3),
                     "slot_seconds": round(slot_seconds, 3),
-                    "duration": event.data.get("duration"),
+                    "duration": number(event.data.get("duration")),
                 },
             )
         self._run_post_submit_commands()
@@ -430,20 +431,21 @@ class SparkJobOperator(SparkSubmitOperator):
 
     def _error(self, record: Record, outcome: Outcome) -> BaseException:
         """What to raise, with what to look at."""
+        from airflow_rabbitmq_spark.job.text import block, line
         from airflow_rabbitmq_spark.job.watch import Verdict
 
         data = outcome.event.data if outcome.event is not None else {}
         what = f"{self.application} (job {record.job['job_id']}, {record.submission_id})"
         if outcome.verdict is Verdict.FAILED:
             if trace := data.get("traceback"):
-                self.log.error("The driver's traceback:\n%s", trace)
-            return JobFailed(f"{what} failed: {data.get('type')}: {data.get('message')}")
+                self.log.error("The driver's traceback:\n%s", block(trace))
+            return JobFailed(f"{what} failed: {line(data.get('type'))}: {block(data.get('message'))}")
         if outcome.verdict is Verdict.CANCELLED:
-            return JobCancelled(f"{what} was cancelled: {data.get('reason')}")
+            return JobCancelled(f"{what} was cancelled: {line(data.get('reason'))}")
         if outcome.verdict is Verdict.LOST:
             since = outcome.lost_at or (outcome.event.time if outcome.event else datetime.now(timezone.utc))
             return JobLost(
-                f"{what} is lost: the broker has had no connection of its driver on {data.get('host')} since "
+                f"{what} is lost: the broker has had no connection of its driver on {line(data.get('host'))} since "
                 f"{since:%Y-%m-%d %H:%M:%S %Z}, and it did not come back within {self.lost_grace:g} s. It was killed, ran "
                 "out of memory, or its machine is gone: look at the driver's log on the Spark worker and at that "
                 "machine's kernel log."

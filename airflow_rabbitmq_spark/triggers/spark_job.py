@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
@@ -13,6 +14,7 @@ from airflow_rabbitmq_spark.exceptions import RabbitMQSparkError
 from airflow_rabbitmq_spark.hooks.rabbitmq import RabbitMQHook
 from airflow_rabbitmq_spark.job.events import Event, Kind
 from airflow_rabbitmq_spark.job.mailbox import Mailbox
+from airflow_rabbitmq_spark.job.text import line, number
 from airflow_rabbitmq_spark.job.topology import Job
 from airflow_rabbitmq_spark.job.watch import Outcome, Rules, Verdict, Watch
 from airflow_rabbitmq_spark.links.spark_job import at_start, store_from_trigger, web_address
@@ -20,6 +22,10 @@ from airflow_rabbitmq_spark.links.spark_job import at_start, store_from_trigger,
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+#: Metrics of one progress event that are shown.
+MAX_METRICS = 20
+#: What stops jobs just now; the event loop itself keeps only weak references to its tasks.
+_under_way: set[asyncio.Task[None]] = set()
 #: States of a task that goes on: it waits, is about to, or runs.
 UNDER_WAY = ("deferred", "scheduled", "queued", "running", "restarting", "up_for_retry", "up_for_reschedule")
 
@@ -98,7 +104,9 @@ class SparkJobTrigger(BaseTrigger):
 
     def _show(self, event: Event) -> None:
         self.log.info("%s", describe(event))
-        if event.kind is Kind.STARTED and event.data.get("application_id"):
+        # One at a time: each is a call to Airflow, and anybody may say `started` a thousand times.
+        free = self._storing is None or self._storing.done()
+        if free and event.kind is Kind.STARTED and event.data.get("application_id"):
             self._storing = asyncio.create_task(self._store_links(event))
 
     async def _store_links(self, event: Event) -> None:
@@ -117,7 +125,16 @@ class SparkJobTrigger(BaseTrigger):
 
         Airflow calls this too in a triggerer that was frozen, when another has taken its triggers over meanwhile.
         """
-        if self._fired or not await self._is_given_up():
+        if self._fired:
+            return
+        # Airflow 3.3.2 cancels a trigger again each second until it has ended, and so would end this in the middle.
+        stopping = asyncio.get_running_loop().create_task(self._stop())
+        _under_way.add(stopping)
+        stopping.add_done_callback(_under_way.discard)
+        await asyncio.shield(stopping)
+
+    async def _stop(self) -> None:
+        if not await self._is_given_up():
             return
         job = Job.from_json(self.job)
         endpoint = await RabbitMQHook(self.rabbitmq_conn_id).aendpoint()
@@ -170,25 +187,20 @@ def describe(event: Event) -> str:
     data = event.data
     if event.kind is Kind.PROGRESS:
         fraction, metrics = data.get("fraction"), data.get("metrics")
-        parts = [f"{fraction:4.0%}" if isinstance(fraction, (int, float)) else "    ", _line(data.get("text"))]
+        done = number(fraction)
+        parts = ["    " if done is None else f"{min(max(done, 0.0), 1.0):4.0%}", line(data.get("text"))]
         if isinstance(metrics, dict):
-            parts += [
-                f"{_line(name)}={value:.6g}" for name, value in metrics.items() if isinstance(value, (int, float))
-            ]
+            shown = islice(metrics.items(), MAX_METRICS)
+            parts += [f"{line(name, 100)}={value:.6g}" for name, found in shown if (value := number(found)) is not None]
         return " ".join(part for part in parts if part)
     if event.kind is Kind.STARTED:
         application = data.get("application_id")
-        where = f"on {_line(data.get('host'))} (process {_line(data.get('pid'))})"
+        where = f"on {line(data.get('host'))} (process {line(data.get('pid'))})"
         return f"The driver runs {where}" + (
-            f": application {_line(application)}, Spark UI {_line(data.get('ui'))}" if application else "."
+            f": application {line(application)}, Spark UI {line(data.get('ui'))}" if application else "."
         )
     if event.kind is Kind.RESUMED:
-        return f"The driver is connected again after {_line(data.get('away'))} s."
+        return f"The driver is connected again after {line(data.get('away'))} s."
     if event.kind is Kind.LOST:
         return "The broker has lost the driver's connection; waiting whether it comes back."
     return f"{event.kind}"
-
-
-def _line(value: object) -> str:
-    """A value from outside as one short line."""
-    return "" if value is None else " ".join(str(value)[:500].split())

@@ -186,7 +186,7 @@ def test_any_attribute_of_any_type_is_read_or_refused(name, value):
 
 @given(JSON)
 def test_what_passes_the_check_of_results_is_json_for_everybody(value):
-    if json_problem(value) is None:
+    if json_problem(value) is None and "\\u0000" not in json.dumps(value).replace("\\\\", ""):
         text = json.dumps(value, allow_nan=False).encode()
         assert json.loads(text) == value == check_result(value)
     else:

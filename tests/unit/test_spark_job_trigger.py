@@ -56,7 +56,15 @@ def test_a_trigger_stored_before_an_upgrade_still_loads():
         (Kind.PROGRESS, {"fraction": None, "text": "some"}, "     some"),
         (Kind.PROGRESS, {}, "    "),
         (Kind.PROGRESS, {"text": "two\nlines\tand  more", "fraction": 1}, "100% two lines and more"),
-        (Kind.PROGRESS, {"fraction": "x", "text": ["a"], "metrics": {"a": "b", "c\nd": 1}}, "     ['a'] c d=1"),
+        (Kind.PROGRESS, {"fraction": "x", "text": ["a"], "metrics": {"a": "b", "c\nd": 1}}, "     (list) c d=1"),
+        (Kind.PROGRESS, {"fraction": 1e300, "metrics": {"a": True, "b": 2**62}}, "100% b=4.61169e+18"),
+        # What would clear a terminal, or turn a line around.
+        (Kind.PROGRESS, {"text": "\x1b[2Jno\u202e\x00"}, r"     \x1b[2Jno\u202e\x00"),
+        (
+            Kind.PROGRESS,
+            {"metrics": {f"m{index}": 1 for index in range(1000)}},
+            "     " + " ".join(f"m{n}=1" for n in range(20)),
+        ),
         (Kind.STARTED, {"host": "h", "pid": 7}, "The driver runs on h (process 7)."),
         (
             Kind.STARTED,
