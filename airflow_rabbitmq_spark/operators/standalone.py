@@ -84,11 +84,16 @@ def submission(operator: SparkJobOperator, *, bundle: str, environment: Mapping[
         if (value := getattr(operator, attribute, None)) is not None and value != "":
             properties[name] = str(value)
     properties.update({str(name): _text(value) for name, value in (operator.conf or {}).items()})
+    py_files = properties.get("spark.submit.pyFiles", "")
+    if py_files:
+        # PySpark looks for them among the files that executors fetch; spark-submit puts them there
+        # (org.apache.spark.deploy.SparkSubmit, "mergeFileLists(args.files, args.pyFiles)").
+        properties["spark.files"] = ",".join(filter(None, (properties.get("spark.files"), py_files)))
     return Submission(
         resource=bundle,
         arguments=[
             USER_JAR,
-            operator.py_files or "",
+            py_files,
             _path(operator.application),
             *(str(argument) for argument in operator.application_args or []),
         ],

@@ -34,7 +34,6 @@ def test_the_bundle_runs_the_application():
         ("files", "/a,/b", "spark.files", "/a,/b"),
         ("jars", "/a.jar", "spark.jars", "/a.jar"),
         ("archives", "/env.zip#env", "spark.archives", "/env.zip#env"),
-        ("py_files", "/p.py,/q.zip", "spark.submit.pyFiles", "/p.py,/q.zip"),
         ("packages", "g:a:1", "spark.jars.packages", "g:a:1"),
         ("exclude_packages", "g:b", "spark.jars.excludes", "g:b"),
         ("repositories", "https://r.example", "spark.jars.repositories", "https://r.example"),
@@ -50,6 +49,21 @@ def test_the_bundle_runs_the_application():
 )
 def test_an_argument_becomes_a_property(argument, value, property_name, written):
     assert submitted(**{argument: value}).properties == {"spark.app.name": "n", property_name: written}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "files"),
+    [
+        ({"py_files": "/p.py,/q.zip"}, "/p.py,/q.zip"),
+        ({"py_files": "/p.py,/q.zip", "files": "/a"}, "/a,/p.py,/q.zip"),
+        ({"conf": {"spark.submit.pyFiles": "/p.py,/q.zip", "spark.files": "/a"}}, "/a,/p.py,/q.zip"),
+    ],
+)
+def test_python_files_go_to_driver_and_executors(arguments, files):
+    given = submitted(**arguments)
+    assert given.arguments[1] == "/p.py,/q.zip"
+    assert given.properties["spark.submit.pyFiles"] == "/p.py,/q.zip"
+    assert given.properties["spark.files"] == files
 
 
 @pytest.mark.parametrize("argument", ["files", "jars", "packages", "driver_memory"])
@@ -174,5 +188,7 @@ def test_a_connection_that_is_to_no_standalone_master_is_refused(monkeypatch, ho
 
 
 def test_a_connection_that_does_not_exist():
-    with pytest.raises(ConfigurationError, match=r"'nowhere' does not exist. .* AIRFLOW_CONN_NOWHERE=spark://HOST:7077"):
+    with pytest.raises(
+        ConfigurationError, match=r"'nowhere' does not exist. .* AIRFLOW_CONN_NOWHERE=spark://HOST:7077"
+    ):
         _ = SparkStandaloneHook("nowhere").masters
