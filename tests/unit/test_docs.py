@@ -380,9 +380,11 @@ def test_numbers_are_those_of_the_code():
             f"renewed every {settings.will_renewal / 60:g} minutes",
             f"up to {events.MAX_EVENT_BYTES // 2**20} MiB",
             f"A result has {events.MAX_RESULT_BYTES // 2**20} MiB",
+            f"more than {events.MAX_VALUES:,} values, or {events.MAX_CONTAINERS:,} lists and objects",
         ],
         "applications.md": [
             f"may have {events.MAX_RESULT_BYTES // 2**20} MiB",
+            f"and {events.MAX_VALUES:,} values",
             f"`delivery_timeout` ({settings.delivery_timeout / 60:g} min)",
             f"only the newest {link.MAX_WAITING_PROGRESS} wait",
             f"for up to {session.SETTLE_TIMEOUT:g} s",
