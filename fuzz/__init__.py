@@ -1,0 +1,1 @@
+"""Fuzzing: what must hold of anything that somebody may send."""
