@@ -380,9 +380,16 @@ class RabbitMQHook(BaseHook):
 
     def _not_found(self) -> ConfigurationError:
         conn_id = self.rabbitmq_conn_id
+        variable = f"AIRFLOW_CONN_{conn_id.upper()}"
+        if os.environ.get(variable):
+            # Airflow keeps the reason to itself, and looks on as if there was nothing.
+            return ConfigurationError(
+                f"Connection {conn_id!r}: Airflow cannot read the environment variable {variable}. In a URI whatever is "
+                "reserved must be percent-encoded, in options too: management_url=https%3A%2F%2Frabbitmq.example.com."
+            )
         return ConfigurationError(
             f"There is no connection {conn_id!r}. Make one of type RabbitMQ in the form under Admin > Connections, or "
-            f"set the environment variable AIRFLOW_CONN_{conn_id.upper()}=amqps://user:password@host:5671/vhost for "
+            f"set the environment variable {variable}=amqps://user:password@host:5671/vhost for "
             "scheduler, triggerer and workers, or print one from a cloud service's credentials with "
             "`python -m airflow_rabbitmq_spark.connection FILE`."
         )

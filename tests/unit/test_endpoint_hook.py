@@ -132,6 +132,17 @@ def test_a_connection_that_does_not_exist():
     assert "AIRFLOW_CONN_NO_SUCH" in hook.test_connection()[1]
 
 
+def test_a_uri_that_airflow_cannot_read_is_not_called_missing(monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_UNREADABLE", f"amqps://u:{PASSWORD}@h?management_url=https://page:15671")
+    for call in (RabbitMQHook("unreadable").endpoint, lambda: asyncio.run(RabbitMQHook("unreadable").aendpoint())):
+        with pytest.raises(
+            ConfigurationError, match="cannot read the environment variable AIRFLOW_CONN_UNREADABLE"
+        ) as caught:
+            call()
+        assert "management_url=https%3A%2F%2F" in str(caught.value)
+        assert PASSWORD not in str(caught.value)
+
+
 def test_the_connection_name(connection, monkeypatch):
     assert connection("amqps://u:p@h").endpoint().connection_name == f"airflow-rabbitmq-spark {__version__}"
     assert connection("amqps://u:p@h").endpoint("mine").connection_name == "mine"
