@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import weakref
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
