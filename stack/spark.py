@@ -105,7 +105,7 @@ class SparkCluster:
 
         :param rest_port: where REST submission is reached, if not at the master itself.
         """
-        extra = {"rest-port": rest_port or self.rest_port, "deploy-mode": "cluster"}
+        extra = {"rest-port": rest_port or self.rest_port, "deploy-mode": "cluster", "web-url": self.web_url}
         return json.dumps({"conn_type": "spark", "host": f"spark://{self.host}", "port": self.port, "extra": extra})
 
     def __enter__(self) -> SparkCluster:

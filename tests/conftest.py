@@ -11,6 +11,8 @@ import pytest
 from stack.airflow import Airflow
 from stack.broker import Broker
 from stack.http_counter import RestCounter
+from stack.processes import free_port
+from stack.proxy import Proxy
 from stack.spark import SparkCluster
 
 if TYPE_CHECKING:
@@ -51,8 +53,25 @@ def rest_counter(spark_cluster: SparkCluster) -> Iterator[RestCounter]:
 
 
 @pytest.fixture(scope="session")
+def listener_proxy(broker: Broker) -> Iterator[Proxy]:
+    """What only Airflow's listener reaches the broker through, so that it can be cut off and nobody else."""
+    with Proxy(broker.port) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def listener_timings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where Airflow's processes write down how long they were in the listener."""
+    return tmp_path_factory.mktemp("listener") / "timings.jsonl"
+
+
+@pytest.fixture(scope="session")
 def airflow_stack(
-    tmp_path_factory: pytest.TempPathFactory, broker: Broker, spark_cluster: SparkCluster, rest_counter: RestCounter
+    tmp_path_factory: pytest.TempPathFactory,
+    broker: Broker,
+    spark_cluster: SparkCluster,
+    rest_counter: RestCounter,
+    listener_timings: Path,
 ) -> Iterator[Airflow]:
     """An Airflow whose DAG folder holds the examples and the tests' own DAGs."""
     folder = tmp_path_factory.mktemp("airflow")
@@ -66,10 +85,21 @@ def airflow_stack(
         connections={
             "rabbitmq_default": broker.connection(),
             "spark_default": spark_cluster.connection(rest_counter.port),
+            "rabbitmq_with_page": f"{broker.connection()}&management_url=https%3A%2F%2Fpage.example.com:15671",
+            "rabbitmq_away": f"amqp://guest:guest@127.0.0.1:{free_port()}/",
         },
         environment={
+            "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "MODELS_DIR": str(folder / "models"),
             "TEST_APPLICATIONS": str(APPLICATIONS),
+            # Tells of the DAGs that are made for it, and of nobody else's.
+            "AIRFLOW__RABBITMQ_LISTENER__ENABLED": "True",
+            "AIRFLOW__RABBITMQ_LISTENER__RABBITMQ_CONN_ID": "listener_broker",
+            "AIRFLOW__RABBITMQ_LISTENER__EXCHANGE": "tests.listener",
+            "AIRFLOW__RABBITMQ_LISTENER__DAG_ALLOW": "listener_*",
+            "AIRFLOW__RABBITMQ_LISTENER__DAG_DENY": "*_denied",
+            "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "tests" / "airflow" / "plugins"),
+            "LISTENER_TIMINGS": str(listener_timings),
         },
     ) as running:
         yield running
