@@ -14,7 +14,7 @@ Each row has a broker and a process of its own, and goes through this:
    from the publish to the trigger's event.
 5. The broker is restarted. Another tenth completes in the very moment in which it is back. ``reconnect_s``: from then
    until every wait has its consumer again.
-6. All the others complete. ``lost``: waits that never fired.
+6. All the others complete. ``lost``: waits that did not fire their job's event, those included that ended in an error.
 
 Memory: resident pages of the process, and ``erlang:memory(total)`` of the broker after a garbage collection; the
 broker's figure includes the queue and its binding.
@@ -325,13 +325,13 @@ def measure(implementation: Implementation, count: int, *, idle: float) -> dict[
             waiters.tell(*[job.to_json() for job in todo])
             running.set_up(row)
             time.sleep(2)
-            row["connections"] = rows_in(broker, CONNECTIONS)
             row["kib_per_wait"] = (waiters.rss_kib - rss) / count
             if implementation.uses_broker:
                 row["broker_kib_per_wait"] = (memory_kib(broker) - broker_memory) / count
             cpu = waiters.cpu_s
             time.sleep(idle)
             row["idle_cpu_percent"] = (waiters.cpu_s - cpu) / idle * 100
+            row["connections"] = rows_in(broker, CONNECTIONS)
             if implementation.uses_broker:
                 running.complete(todo, row)
     return row
