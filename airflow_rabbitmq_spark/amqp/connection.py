@@ -232,7 +232,7 @@ class Channel:
         self._pending: set[asyncio.Future[Any]] = set()
         self._confirming = False
         self._published = 0
-        self._unconfirmed: dict[int, asyncio.Future[None]] = {}
+        self._unconfirmed: dict[int, tuple[asyncio.Future[None], str | None]] = {}
         self._lowest_unconfirmed = 1
         self._by_message_id: dict[str, int] = {}
         self._on_message: dict[str, Callable[[Message], None]] = {}
@@ -271,11 +271,12 @@ class Channel:
             return
         reason = explain(error, self.connection.endpoint)
         self.closed.set_result(reason)
-        for future in [*self._pending, *self._unconfirmed.values()]:
+        for future in [*self._pending, *(future for future, _ in self._unconfirmed.values())]:
             if not future.done():
                 future.set_exception(reason)
         self._pending.clear()
         self._unconfirmed.clear()
+        self._by_message_id.clear()
         self.connection._channels.discard(self)
 
     # Topology -------------------------------------------------------------------------------------------------------
@@ -470,11 +471,9 @@ class Channel:
             future.set_result(None)
             return future
         self._published += 1
-        self._unconfirmed[self._published] = future
+        self._unconfirmed[self._published] = future, properties.message_id if mandatory else None
         if mandatory:
             self._by_message_id[properties.message_id] = self._published
-            number, message_id = self._published, properties.message_id
-            future.add_done_callback(lambda _: self._forget(message_id, number))
         return future
 
     async def publish(
@@ -498,8 +497,9 @@ class Channel:
 
     async def confirmed(self, future: asyncio.Future[None], *, timeout: float) -> None:
         """Wait for a future of :meth:`send`, and give a time-out its reason."""
-        done, _ = await asyncio.wait([future], timeout=timeout)
-        if not done:
+        if not future.done():  # of a batch most are, and waiting costs a round of the event loop even so
+            await asyncio.wait([future], timeout=timeout)
+        if not future.done():
             future.cancel()
             where = self.connection.endpoint.describe()
             if self.connection.blocked:
@@ -512,10 +512,6 @@ class Channel:
             raise Unconfirmed(message)
         future.result()
 
-    def _forget(self, message_id: str, number: int) -> None:
-        if self._by_message_id.get(message_id) == number:
-            del self._by_message_id[message_id]
-
     def _on_confirm(self, frame: Any) -> None:
         method = frame.method
         numbers: list[int]
@@ -525,7 +521,9 @@ class Channel:
         else:
             numbers = [method.delivery_tag]
         for number in numbers:
-            future = self._unconfirmed.pop(number, None)
+            future, message_id = self._unconfirmed.pop(number, (None, None))
+            if message_id is not None and self._by_message_id.get(message_id) == number:
+                del self._by_message_id[message_id]
             if future is None or future.done():
                 continue
             if isinstance(method, spec.Basic.Ack):
@@ -540,7 +538,7 @@ class Channel:
     def _on_returned(self, _raw: object, method: Any, properties: pika.BasicProperties, _body: bytes) -> None:
         # The return comes before the confirm of the same message.
         number = self._by_message_id.get(properties.message_id or "")
-        future = self._unconfirmed.get(number) if number is not None else None
+        future, _ = self._unconfirmed.get(number or 0, (None, None))
         if future is not None and not future.done():
             exchange = method.exchange or "(default)"
             future.set_exception(
