@@ -17,6 +17,7 @@ from pika.exceptions import AMQPError
 from airflow_rabbitmq_spark.amqp.background import Background
 from airflow_rabbitmq_spark.amqp.connection import Channel, Connection, Message
 from airflow_rabbitmq_spark.amqp.diagnosis import explain
+from airflow_rabbitmq_spark.amqp.frames import TolerantBlockingImplementation
 from airflow_rabbitmq_spark.exceptions import NotFound, RabbitMQSparkError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def connect(endpoint: Endpoint, *, connection_name: str | None = None) -> pika.B
 
 def _attempt(endpoint: Endpoint, parameters: pika.ConnectionParameters) -> pika.BlockingConnection | RabbitMQSparkError:
     try:
-        return pika.BlockingConnection(parameters)
+        return pika.BlockingConnection(parameters, _impl_class=TolerantBlockingImplementation)
     except Exception as error:  # noqa: BLE001 - whatever pika, ssl or the socket says: one table explains it
         return explain(error, endpoint)
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 import pika
 from pika import frame, spec
 from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.adapters.select_connection import SelectConnection
 from pika.channel import ContentFrameAssembler
 
 #: Bytes of a message's properties, headers included, that are read. pika reads about one header in a microsecond on the
@@ -57,6 +58,13 @@ def read_frame(buffer: bytes) -> tuple[int, Any]:
 
 class TolerantConnection(AsyncioConnection):  # type: ignore[misc,unused-ignore]
     """pika's connection, which a message cannot break."""
+
+    def _read_frame(self) -> tuple[int, Any]:
+        return read_frame(self._frame_buffer)
+
+
+class TolerantBlockingImplementation(SelectConnection):  # type: ignore[misc,unused-ignore]
+    """What is behind pika's blocking connection, likewise."""
 
     def _read_frame(self) -> tuple[int, Any]:
         return read_frame(self._frame_buffer)

@@ -102,7 +102,7 @@ def refused_exchange(exchange: str) -> str:
 #: What the queue of refused messages holds, at most: a person looks at the newest, and nobody fills a disk with it.
 REFUSED_ARGUMENTS: dict[str, Any] = {
     "x-max-length": 10_000,
-    "x-max-length-bytes": 64 * 2**20,
+    "x-max-length-bytes": 256 * 2**20,
     "x-message-ttl": 7 * 24 * 3600 * 1000,
 }
 
