@@ -483,12 +483,12 @@ class SparkJobOperator(SparkSubmitOperator):
         advice = {
             "SUBMITTED": "No Spark worker had room for it: look at the free cores and memory on the master's page, and "
             "at driver_memory.",
-            "RUNNING": "Its process runs, but could not reach the broker from there: look at the driver's stderr on the "
+            "RUNNING": "Its process runs, but could not reach the broker from there: look at the driver's stdout on the "
             "Spark worker.",
         }.get(
             str(state),
-            "It ended before it could report: look at the driver's stderr on the Spark worker. The bundle must be "
-            "readable there (argument `bundle`), and Python 3.10 or later be its `python3`.",
+            "It ended before it could report: look at the driver's stdout and stderr on the Spark worker. The bundle "
+            "must be readable there (argument `bundle`), and Python 3.10 or later be its `python3`.",
         )
         message = status.get("message")
         return f"The Spark master says {state}{f' ({message})' if message else ''}. {advice}"
