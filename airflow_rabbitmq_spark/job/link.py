@@ -49,6 +49,8 @@ RETRY_DELAY = (0.5, 15.0)
 #: Heartbeats after which a refused claim is believed to be another driver's, and not this one's own old connection,
 #: which the broker gives up after two missed heartbeats at the latest.
 GHOST_HEARTBEATS = 3
+#: Seconds an application waits at its start for the last will to be laid, which an alarm on the broker can hold up.
+LAY_PATIENCE = 5.0
 #: Seconds an alarm may block this connection. Closing it would let the will be said of a driver that lives, so it is
 #: long; it is finite, so that nothing waits for ever.
 BLOCKED_TIMEOUT = 24 * 3600.0
@@ -253,7 +255,14 @@ class Link:
         await channel.consume(self._job.control_queue, lambda message: self._on_control(channel, message))
         self._terms += 1
         if will is not None:
-            await will.lay()
+            laying = asyncio.ensure_future(will.lay())
+            try:
+                await asyncio.wait([laying], timeout=LAY_PATIENCE)
+                # This is the job's driver; its application need not wait until an alarm is over.
+                self.settled.set()
+                await laying
+            finally:
+                laying.cancel()
         return will
 
     async def _check_job_queue(self, connection: Connection) -> None:

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from airflow_rabbitmq_spark.amqp.connection import Channel, Message
     from airflow_rabbitmq_spark.job.topology import Job
 
-#: Seconds for a will that was published to come back. It only has to cross the broker once.
+#: Seconds for a will that was published to come back, not counting those in which an alarm blocks publishers. It only
+#: has to cross the broker once.
 LAY_TIMEOUT = 30.0
+#: Seconds between looks at whether an alarm blocks it.
+LOOK_INTERVAL = 0.5
 
 
 class Will:
@@ -81,11 +84,16 @@ class Will:
         # A will that is on its way may be confirmed late or, while publishers are blocked, after minutes.
         published.add_done_callback(lambda future: future.cancelled() or future.exception())
         waiting: list[asyncio.Future[Any]] = [self._arrived, self._channel.closed]
-        done, _ = await asyncio.wait(waiting, timeout=LAY_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
-        if self._arrived not in done:
+        waited = 0.0
+        while not self._arrived.done():
+            await asyncio.wait(waiting, timeout=LOOK_INTERVAL, return_when=asyncio.FIRST_COMPLETED)
             if self._channel.closed.done():
                 raise self._channel.closed.result()
-            raise ConnectionLost(f"The last will did not come back from the broker within {LAY_TIMEOUT:g} s.")
+            # The broker says that it blocks us only when it has read the beginning of what we published, and reads on when
+            # the alarm is over. To give up meanwhile would make a `lost` of a driver that lives.
+            waited = 0.0 if self._channel.connection.blocked else waited + LOOK_INTERVAL
+            if waited > LAY_TIMEOUT:
+                raise ConnectionLost(f"The last will did not come back from the broker within {LAY_TIMEOUT:g} s.")
         if self._held is not None:
             self._channel.ack(self._held)
         self._held = self._arrived.result()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -208,13 +209,14 @@ def through(proxy: Proxy, broker: Broker, **options: Any) -> Endpoint:
 
 
 @contextlib.contextmanager
-def alarm(broker: Broker) -> Iterator[None]:
-    """A memory alarm on the broker: publishers are blocked."""
+def alarm(broker: Broker) -> Iterator[Callable[[], object]]:
+    """A memory alarm on the broker: publishers are blocked. What it gives ends the alarm, as the end of the block does."""
     broker.ctl("set_vm_memory_high_watermark", "0.000001")
+    end = functools.partial(broker.ctl, "set_vm_memory_high_watermark", "0.4")
     try:
-        yield
+        yield end
     finally:
-        broker.ctl("set_vm_memory_high_watermark", "0.4")
+        end()
 
 
 @contextlib.contextmanager

@@ -333,6 +333,17 @@ with open_job() as job:
         assert listener.kinds == ["started", *["progress"] * 10, "succeeded"]
 
 
+def test_an_alarm_at_the_start(broker, quick):
+    code = "with open_job() as job:\n    say('runs')\n    job.result(hear())\n"
+    with declared(quick) as (job, _, listener), alarm(broker) as over, Driver(job, quick, code) as driver:
+        driver.hear("runs")
+        over()
+        driver.say("all the same")
+        assert driver.wait() == 0, driver.errors
+        assert listener.wait(Kind.SUCCEEDED).data["result"] == "all the same"
+        assert listener.kinds == ["started", "succeeded"]
+
+
 def test_an_alarm_that_does_not_end_is_said(broker, quick):
     code = "with open_job() as job:\n    say('runs')\n    hear()\n"
     with (
