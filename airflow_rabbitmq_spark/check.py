@@ -21,6 +21,9 @@ NAME = "airflow-rabbitmq-spark connection test"
 #: Seconds one host may take: somebody looks at a form and waits.
 TIMEOUT = 10.0
 
+#: Characters that Airflow keeps of what a test says; from a worker it takes no more, and fails the test's report.
+MOST = 2000
+
 #: Days before a certificate's end from which on it is worth a warning.
 EXPIRES_SOON = 30
 
@@ -51,7 +54,12 @@ def check(endpoint: Endpoint) -> str:
         raise next((error for error in errors if not error.transient), errors[0])
     lines = [*reached, _permissions(working)]
     lines += [f"But {host}:{port} did not let us in: {error}" for (host, port), error in failures]
-    return " ".join(lines)
+    return shorten(" ".join(lines))
+
+
+def shorten(text: str) -> str:
+    """The text, cut to what Airflow takes."""
+    return text if len(text) <= MOST else f"{text[: MOST - 4]} ..."
 
 
 def _reach(endpoint: Endpoint) -> str:

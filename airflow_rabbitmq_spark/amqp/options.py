@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: Ports that IANA assigned to AMQP and to AMQP over TLS.
 PORT, TLS_PORT = 5672, 5671
 
+#: What Airflow's pages and API show in place of a secret.
+MASK = "***"
+
 DAY = 24 * 60 * 60
 
 #: AMQP's "short string", which holds virtual hosts, exchange names and routing keys, has one byte for its length.
@@ -126,6 +129,11 @@ def minimum_tls(value: object) -> str:
 def http_address(value: object) -> str:
     """An ``http://`` or ``https://`` address without credentials in it, since links show it."""
     address = text(value).strip()
+    if MASK in address:
+        raise OptionError(
+            f"holds {MASK}: Airflow's page has put that where the address has the same text as a secret. Write it again, "
+            "and keep secrets out of it"
+        )
     try:
         parts = urlsplit(address)
         valid = parts.scheme in {"http", "https"} and bool(parts.hostname)
@@ -186,6 +194,13 @@ def as_is(value: object) -> object:
     return value
 
 
+def secret(value: object) -> object:
+    """The same, and not the mask that Airflow shows in its place: somebody copied a connection as it is shown."""
+    if isinstance(value, str) and value.strip() == MASK:
+        raise OptionError(f"is {MASK}, which is what Airflow shows in place of a secret: paste the secret itself")
+    return value
+
+
 @dataclass(frozen=True)
 class Option:
     """One option of a connection.
@@ -216,7 +231,7 @@ _OPTIONS = (
     Option("password", text, "Password.", "who", secret=True, empty=True),
     Option("sasl_mechanism", choice("PLAIN", "EXTERNAL"), "`PLAIN`: user and password. `EXTERNAL`: the user is the "
            "one named in the client certificate.", "who", "PLAIN"),
-    Option("credentials_secret", as_is, "The credential document of a cloud service, as JSON text or a file's path.",
+    Option("credentials_secret", secret, "The credential document of a cloud service, as JSON text or a file's path.",
            "who", secret=True),
     Option("connection_name", short_text, "Name shown in the broker's list of connections. By default the package, "
            "DAG, task and run.", "who"),
@@ -228,7 +243,7 @@ _OPTIONS = (
     Option("ca_certificate_base64", as_is, "The same, base64 only.", "TLS"),
     Option("client_certificate", as_is, "Client certificate with its chain: PEM text, base64, or a file's path.",
            "TLS"),
-    Option("private_key", as_is, "Key of the client certificate: PEM text, base64, or a file's path.", "TLS",
+    Option("private_key", secret, "Key of the client certificate: PEM text, base64, or a file's path.", "TLS",
            secret=True),
     Option("private_key_passphrase", text, "Passphrase of the key.", "TLS", secret=True),
     Option("server_name", text, "Name to send to the server and to look for in its certificate, when it is not the "

@@ -133,13 +133,13 @@ class RabbitMQHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """Try the connection: what was reached, or which step failed and what to change. Declares and deletes."""
-        from airflow_rabbitmq_spark.check import check
+        from airflow_rabbitmq_spark.check import check, shorten
         from airflow_rabbitmq_spark.exceptions import RabbitMQSparkError
 
         try:
             return True, check(self.endpoint())
         except RabbitMQSparkError as error:
-            return False, str(error)
+            return False, shorten(str(error))
 
     async def amultiplexer(self) -> Multiplexer:
         """The one connection that all waits of this event loop on this broker share.
