@@ -22,7 +22,6 @@ from airflow_rabbitmq_spark.amqp.background import Background
 from airflow_rabbitmq_spark.amqp.connection import Connection, Message
 from airflow_rabbitmq_spark.exceptions import EventInvalid, RabbitMQSparkError
 from airflow_rabbitmq_spark.job.events import Event, Kind, decode
-from airflow_rabbitmq_spark.triggers.spark_job import describe
 from stack.airflow import Airflow
 from stack.broker import Broker
 from stack.http_counter import RestCounter
@@ -38,8 +37,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 DAG = "train_digits"
-#: Seconds after which the run is given up. It takes about a minute.
-PATIENCE = 200.0
+#: Seconds after which the run is given up. It takes about a minute where nothing else runs; a part that ends is seen at
+#: once, and a task that fails is told.
+PATIENCE = 600.0
 WIDTH = 30
 
 
@@ -115,6 +115,8 @@ class Listener:
 
 def show(screen: Screen, event: Event) -> None:
     """One event of the job on the screen."""
+    from airflow_rabbitmq_spark.triggers.spark_job import describe
+
     if event.kind is not Kind.PROGRESS:
         screen.say(f"job      {describe(event)}" if event.kind is not Kind.SUCCEEDED else "job      succeeded")
         return
@@ -220,6 +222,9 @@ def run(directory: Path, screen: Screen, stack: ExitStack, *, keep: bool) -> Non
     parts = [broker.process, spark.master, spark.worker, *airflow.components.values()]
     stack.callback(tell_to_stop, parts)
     airflow.launch()
+    # Takes seconds, because it imports Airflow; before this, Ctrl-C would not be heeded yet, after it, events would wait.
+    import airflow_rabbitmq_spark.triggers.spark_job  # noqa: F401
+
     broker.wait()
     screen.say(f"RabbitMQ listens on amqps://{broker.host}:{broker.port}, and on nothing else")
     listener = Listener(broker.endpoint())
