@@ -55,3 +55,5 @@ def test_links_within_the_page_lead_somewhere():
         for title in re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
     }
     assert set(re.findall(r"\]\(#([^)]+)\)", PAGE)) <= titles
+    for picture in re.findall(r"!\[[^]]+\]\(([^)#]+)\)", PAGE):
+        assert (Path(__file__).parents[2] / "docs" / picture).is_file()
