@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from stack.airflow import Airflow
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 SPARK_PYTHON = ROOT / ".venv-spark" / "bin" / "python"
 APPLICATIONS = ROOT / "tests" / "applications"
+
+
+# How long an example takes says something about the machine, and nothing about the code.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")
