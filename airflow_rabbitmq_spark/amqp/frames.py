@@ -19,9 +19,9 @@ from pika.adapters.select_connection import SelectConnection
 from pika.channel import ContentFrameAssembler
 
 #: Bytes of a message's properties, headers included, that are read. pika reads about one header in a microsecond on the
-#: event loop, and the smallest has one byte: so this is at most 30 ms (benchmarks/hostile.py). RabbitMQ itself adds
+#: event loop, and the smallest has one byte: so this is at most 15 ms (benchmarks/hostile.py). RabbitMQ itself adds
 #: some hundred bytes for each queue that has dead-lettered a message.
-MAX_PROPERTIES_BYTES = 32 * 2**10
+MAX_PROPERTIES_BYTES = 16 * 2**10
 
 _FRAME_START = struct.Struct(">BHL")
 _CONTENT_START = struct.Struct(">HHQ")
