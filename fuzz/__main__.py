@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["airflow_rabbitmq_spark", "pika", "json
 
 TALLY: Counter[str] = Counter()
 #: Inputs between two tallies: libFuzzer ends the process without a word to Python.
-EVERY = 50_000
+EVERY = 20_000
 
 
 def one_input(data: bytes) -> None:
