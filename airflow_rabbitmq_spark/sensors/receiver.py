@@ -23,7 +23,7 @@ class _Look:
     def __init__(self, channel: Channel, queue: str) -> None:
         self._channel, self._queue = channel, queue
 
-    async def next(self) -> Message:
+    async def next(self, timeout: float | None = None) -> Message:  # noqa: ARG002 - it waits for nothing
         message = await self._channel.get(self._queue)
         if message is None:
             raise TimeoutError

@@ -53,8 +53,12 @@ _under_way: set[asyncio.Task[None]] = set()
 class Source(Protocol):
     """Where messages come from: a subscription, or a look into the queue."""
 
-    async def next(self) -> Message:
-        """The next message."""
+    async def next(self, timeout: float | None = None) -> Message:
+        """The next message.
+
+        :param timeout: seconds.
+        :raises TimeoutError: it has not come in time.
+        """
 
     def reject(self, message: Message) -> None:
         """Dead-letter a message."""
@@ -114,7 +118,7 @@ class Wanted:
         aside = 0
         while True:
             left = None if until is None else max(0.0, until - time.time())
-            message = await asyncio.wait_for(source.next(), left)
+            message = await source.next(left)
             # A full queue must not keep everybody else waiting.
             await asyncio.sleep(0)
             if len(message.body) > READ_ELSEWHERE:
