@@ -6,7 +6,7 @@ SPARK := .venv-spark/bin/python
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo test test-unit test-broker test-rabbitmq-4 test-spark test-airflow chaos lint format constraints clean
+.PHONY: help setup setup-peers system demo test test-unit test-broker test-rabbitmq-4 test-spark test-airflow chaos lint format constraints clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ system:
 
 .venv-spark/ready: constraints-spark.txt stack/environment.sh
 	@stack/environment.sh "$(PYTHON)" .venv-spark constraints-spark.txt pyspark scikit-learn
+
+setup-peers: setup ## environments of the other RabbitMQ providers, which the benchmarks run beside this one
+	@stack/peers.sh "$(PYTHON)"
 
 lint: setup ## ruff, mypy, import-linter, docker files
 	$(BIN)/ruff check .
@@ -67,4 +70,4 @@ constraints: setup ## write down the versions that are installed now
 	$(BIN)/uv pip freeze --exclude-editable --python .venv-spark > constraints-spark.txt
 
 clean: ## remove both environments and what the demo and the tests left
-	rm -rf .venv .venv-spark .rabbitmq-4 .demo .stack build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-spark .venv-peers .venv-peers-rmq .rabbitmq-4 .demo .stack build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
