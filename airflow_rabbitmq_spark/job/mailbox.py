@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,7 +12,13 @@ import pika
 from airflow_rabbitmq_spark.amqp.background import Background
 from airflow_rabbitmq_spark.amqp.connection import Channel, Connection
 from airflow_rabbitmq_spark.amqp.multiplexer import shared
-from airflow_rabbitmq_spark.exceptions import AccessRefused, NotFound, TopologyConflict, Unroutable
+from airflow_rabbitmq_spark.exceptions import (
+    AccessRefused,
+    NotFound,
+    RabbitMQSparkError,
+    TopologyConflict,
+    Unroutable,
+)
 from airflow_rabbitmq_spark.job.events import CONTENT_TYPE, Event, Kind, encode
 from airflow_rabbitmq_spark.job.topology import (
     REFUSED_ARGUMENTS,
@@ -27,6 +34,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -200,7 +209,15 @@ class Mailbox:
 
         A driver that is cut off and comes back finds no queues, and stops by itself.
         """
-        heard = self.cancel(job, reason)
+        try:
+            heard = self.cancel(job, reason)
+        except RabbitMQSparkError as error:
+            # An alarm blocks a connection that has published until it ends: nothing more can be done on this one.
+            log.warning("Job %s could not be asked to stop and is killed: %s", job.job_id, error)
+            kill()
+            with Mailbox(self._endpoint, connection_name=self._connection_name) as another:
+                another.delete(job)
+            return
         ended = False
         if heard:
             end_by = time.time() + grace

@@ -18,6 +18,7 @@ from airflow_rabbitmq_spark.exceptions import (
     JobLost,
     JobNeverStarted,
     JobVanished,
+    RabbitMQSparkError,
     SubmissionFailed,
 )
 from airflow_rabbitmq_spark.hooks.rabbitmq import RabbitMQHook
@@ -502,9 +503,14 @@ class SparkJobOperator(SparkSubmitOperator):
         record, self._running = self._running, None
         if record is None:
             return
-        endpoint = RabbitMQHook(self.rabbitmq_conn_id).endpoint()
-        with Mailbox(endpoint, connection_name="airflow-rabbitmq-spark cancel") as mailbox:
-            self._stop(mailbox, record, "the task was stopped in Airflow")
+        try:
+            endpoint = RabbitMQHook(self.rabbitmq_conn_id).endpoint()
+            with Mailbox(endpoint, connection_name="airflow-rabbitmq-spark cancel") as mailbox:
+                self._stop(mailbox, record, "the task was stopped in Airflow")
+        except RabbitMQSparkError:
+            # With no broker the driver cannot be asked, and its queues are left to expire.
+            self._spark().kill_quietly(record.submission_id)
+            raise
 
     def _stop(self, mailbox: Mailbox, record: Record, reason: str) -> None:
         from airflow_rabbitmq_spark.job.topology import Job

@@ -145,13 +145,18 @@ class SparkJobTrigger(BaseTrigger):
             from airflow_rabbitmq_spark.hooks.spark_standalone import SparkStandaloneHook
 
             hook = SparkStandaloneHook(self.spark_conn_id, connection=spark)
-            with Mailbox(endpoint, connection_name=f"airflow-rabbitmq-spark cancel {job.job_id}") as mailbox:
-                mailbox.stop(
-                    job,
-                    "the task was cleared, or marked as failed or successful, in Airflow",
-                    grace=self.cancel_grace,
-                    kill=lambda: hook.kill_quietly(self.submission_id),
-                )
+            try:
+                with Mailbox(endpoint, connection_name=f"airflow-rabbitmq-spark cancel {job.job_id}") as mailbox:
+                    mailbox.stop(
+                        job,
+                        "the task was cleared, or marked as failed or successful, in Airflow",
+                        grace=self.cancel_grace,
+                        kill=lambda: hook.kill_quietly(self.submission_id),
+                    )
+            except RabbitMQSparkError:
+                # With no broker the driver cannot be asked, and its queues are left to expire.
+                hook.kill_quietly(self.submission_id)
+                raise
 
         await asyncio.to_thread(stop)
         self.log.info("Job %s is stopped.", job.job_id)

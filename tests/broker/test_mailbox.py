@@ -118,6 +118,28 @@ def test_to_stop_is_to_ask_first_and_then_to_kill(broker, broker_endpoint, obeys
         assert ("cancelled" in listener.kinds) is obeys
 
 
+def test_a_driver_whose_worker_a_shell_started_in_the_background_obeys_too(broker_endpoint):
+    # Shells let what they start in the background ignore SIGINT, and that is inherited.
+    code = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + WAITING
+    with declared(broker_endpoint) as (job, mailbox, listener), Driver(job, broker_endpoint, code) as driver:
+        driver.hear("runs")
+        assert mailbox.cancel(job, "enough")
+        assert driver.wait() == 1
+        assert listener.wait(Kind.CANCELLED).data["reason"] == "enough"
+
+
+def test_who_cannot_be_asked_because_of_an_alarm_is_killed(broker, broker_endpoint):
+    with declared(broker_endpoint) as (job, mailbox, _), Driver(job, broker_endpoint, WAITING) as driver:
+        driver.hear("runs")
+        broker.ctl("set_vm_memory_high_watermark", "0.000001")
+        try:
+            mailbox.stop(job, "enough", grace=60, kill=driver.process.kill)
+            assert {job.job_queue, job.will_queue} & broker.queues() == set()
+        finally:
+            broker.ctl("set_vm_memory_high_watermark", "0.4")
+        assert driver.wait() == -9
+
+
 def test_to_stop_what_has_not_started_is_to_kill(broker, broker_endpoint):
     with declared(broker_endpoint) as (job, mailbox, _):
         killed = []
