@@ -323,6 +323,29 @@ def task_marked(r: Round, state: str, stage: str) -> None:
     r.say(f"marked as {state}")
 
 
+def task_marked_without_broker(r: Round, *, away: bool) -> None:
+    """Marked as failed while the driver cannot be asked to stop: an alarm blocks publishers, or the broker is away."""
+    r.expected = Expected(states=("failed",), ends=(0, 0), queues_may_stay=away)
+    r.start(60)
+    r.until_deferred()
+    r.until("begin")
+    if away:
+        r.stack.broker.kill()
+    else:
+        r.stack.set_alarm(on=True)
+    try:
+        r.stack.airflow.api(
+            "PATCH", f"dags/{r.dag_id}/dagRuns/{r.run_id}/taskInstances/job", json={"new_state": "failed"}
+        )
+        r.say("marked as failed without a broker to tell it")
+        r.until_no_driver()
+    finally:
+        if away:
+            r.stack.broker.start()
+        else:
+            r.stack.set_alarm(on=False)
+
+
 def task_cleared(r: Round, stage: str) -> None:
     """The deferred task is cleared: its job is stopped, also where it has ended, and a new one runs."""
     at_end = stage == "end"
@@ -425,6 +448,8 @@ FAULTS: dict[str, Callable[[Round], None]] = {
         for state in ("success", "failed")
         for stage in ("start", "middle")
     },
+    "task marked failed, broker away": partial(task_marked_without_broker, away=True),
+    "task marked failed, memory alarm": partial(task_marked_without_broker, away=False),
     **{f"task cleared at {stage}": partial(task_cleared, stage=stage) for stage in ("start", "middle", "end")},
     "task timed out": task_timed_out,
 }
@@ -434,4 +459,6 @@ OWN = frozenset(
     name
     for name in FAULTS
     if name.startswith(("no fault", "worker killed", "answer", "Python", "JVM", "driver frozen", "retry", "task"))
+    and "broker" not in name
+    and "alarm" not in name
 )

@@ -206,6 +206,12 @@ class Round:
         send(targets, signal.SIGKILL)
         self.say(f"killed the worker: {which}")
 
+    def until_no_driver(self) -> None:
+        """Wait until no driver of the job runs, or for :data:`SETTLE` seconds: the end of the round tells."""
+        deadline = time.monotonic() + SETTLE
+        while self.drivers() and time.monotonic() < deadline:
+            time.sleep(0.1)
+
     # Moments ---------------------------------------------------------------------------------------------------------
 
     def wait(self, look: Callable[[], T | None], what: str, *, every: float = 0.05) -> T:
