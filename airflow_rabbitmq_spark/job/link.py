@@ -47,8 +47,13 @@ MAX_WAITING_PROGRESS = 100
 #: Seconds between attempts to connect, growing from the first to the second, with jitter.
 RETRY_DELAY = (0.5, 15.0)
 #: Heartbeats after which a refused claim is believed to be another driver's, and not this one's own old connection,
-#: which the broker gives up after two missed heartbeats at the latest.
+#: which the broker gives up between two and three heartbeats after it last heard of it; and the seconds it may take for
+#: that and for the next attempt, before a driver that is the only one stops.
 GHOST_HEARTBEATS = 3
+GHOST_SLACK = 5.0
+#: How often in a row events may be refused before one that is not the last is let go, so that it does not hold up those
+#: behind it. A second lies between two attempts.
+MAX_REJECTIONS = 3
 #: Seconds an application waits at its start for the last will to be laid, which an alarm on the broker can hold up.
 LAY_PATIENCE = 5.0
 #: Seconds an alarm may block this connection. Closing it would let the will be said of a driver that lives, so it is
@@ -87,6 +92,7 @@ class Link:
         self._outbox: deque[Event] = deque()
         self._sequence = 0
         self._report = Report()
+        self._rejections = 0
         self._cancelled = False
         self._superseded: JobSuperseded | None = None
         self._ending = False
@@ -104,6 +110,11 @@ class Link:
     @staticmethod
     async def _make_event() -> asyncio.Event:
         return asyncio.Event()
+
+    @property
+    def ghost_timeout(self) -> float:
+        """Seconds after which a refused claim is believed to be another driver's."""
+        return GHOST_HEARTBEATS * self._handover.endpoint.heartbeat + GHOST_SLACK
 
     # Called by the application's thread ------------------------------------------------------------------------------
 
@@ -199,7 +210,7 @@ class Link:
             except (AccessRefused, TopologyConflict) as error:
                 # The will or the control queue is another connection's: perhaps our own of a moment ago.
                 ghost_since = ghost_since or time.monotonic()
-                if time.monotonic() - ghost_since > GHOST_HEARTBEATS * self._handover.endpoint.heartbeat:
+                if time.monotonic() - ghost_since > self.ghost_timeout:
                     message = (
                         f"Job {self._job.job_id} has another driver, which holds its will: this one stops, so that the "
                         "application does not run twice at once."
@@ -342,14 +353,20 @@ class Link:
         except Unroutable as error:
             raise self._gone() from error
         except Rejected as error:
-            log.warning("An event was refused and is sent again: %s", error)
-            await asyncio.sleep(1.0)
-            return
+            # One full queue is enough for that, somebody else's too; the job's own may well have taken it.
+            self._rejections += 1
+            if self._rejections == 1:
+                log.warning("Events are refused, and sent again unless they are progress: %s", error)
+            if event.kind is not Kind.PROGRESS and (event.is_final or self._rejections < MAX_REJECTIONS):
+                await asyncio.sleep(1.0)
+                return
+            self._report.shed += 1
         except EventInvalid as error:
             log.warning("An event could not be written and is dropped: %s", error)
             self._report.shed += 1
         else:
             self._report.delivered += 1
+            self._rejections = 0
         with contextlib.suppress(ValueError):
             self._outbox.remove(event)
 

@@ -148,7 +148,7 @@ class JobSession:
         self._link = Link(self._handover, on_cancel=self._on_cancel, on_superseded=self._on_superseded)
         # Before the application begins: a driver that Airflow gave up, or a second one, must not begin at all. With no
         # broker to ask it does.
-        self._link.settled.wait(SETTLE_TIMEOUT)
+        self._link.settled.wait(max(SETTLE_TIMEOUT, self._link.ghost_timeout + 15))
         if self._superseded is not None:
             self.__exit__(None, None, None)
         started = {**process_details(), "python": platform.python_version(), "version": __version__}
@@ -226,8 +226,8 @@ class JobSession:
             return Kind.CANCELLED, {"reason": _clean(self._cancel_reason)[:MAX_TEXT]}
         text = _clean("".join(traceback.format_exception(type(error), error, _own_frames(error.__traceback__))))
         data: dict[str, object] = {
-            "type": type(error).__name__,
-            "message": _clean(str(error))[:MAX_TEXT],
+            "type": _clean(type(error).__name__)[:MAX_TEXT],
+            "message": _message(error),
             "traceback": text[-MAX_TRACEBACK:],
         }
         if self._interruption is not None:
@@ -333,6 +333,14 @@ class JobSession:
 def _clean(text: object) -> str:
     """Any text as one that UTF-8 can hold."""
     return str(text).encode("utf-8", "replace").decode()
+
+
+def _message(error: BaseException | None) -> str:
+    """What an exception says, if it can: its own code makes the text."""
+    try:
+        return _clean(str(error))[:MAX_TEXT]
+    except Exception as problem:  # noqa: BLE001 - the end must be told of, whatever it was
+        return f"(no text: its __str__ raised {type(problem).__name__})"
 
 
 def _own_frames(trace: TracebackType | None) -> TracebackType | None:

@@ -8,13 +8,15 @@ import time
 
 import pytest
 
+from airflow_rabbitmq_spark.amqp.blocking import Operations
 from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
 from airflow_rabbitmq_spark.job.events import CONTENT_TYPE, Kind
 from airflow_rabbitmq_spark.job.handover import Settings
 from airflow_rabbitmq_spark.job.topology import Job
+from airflow_rabbitmq_spark.job.watch import Rules, Verdict
 from stack.processes import free_port
 from stack.proxy import Proxy
-from tests.broker.drivers import Driver, alarm, declared, through
+from tests.broker.drivers import PATIENCE, Driver, alarm, declared, through
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -72,6 +74,12 @@ with open_job() as job:
         ("sys.exit('no data')", 1, Kind.FAILED, {"message": "exited with no data", "exit_code": 1}),
         ("1/0", 1, Kind.FAILED, {"type": "ZeroDivisionError", "message": "division by zero"}),
         ("raise ValueError('\\ud800')", 1, Kind.FAILED, {"type": "ValueError", "message": "?"}),
+        (
+            "raise type('E', (Exception,), {'__str__': lambda self: 1 / 0})",
+            1,
+            Kind.FAILED,
+            {"type": "E", "message": "(no text: its __str__ raised ZeroDivisionError)"},
+        ),
         ("raise KeyboardInterrupt", -signal.SIGINT, Kind.FAILED, {"type": "KeyboardInterrupt"}),
         ("job.result(object())", 1, Kind.FAILED, {"type": "ResultInvalid"}),
         ("job.result('x' * 100)", 1, Kind.FAILED, {"type": "ResultInvalid"}),
@@ -358,3 +366,19 @@ def test_an_alarm_that_does_not_end_is_said(broker, quick):
             assert "Not delivered to Airflow: 1 succeeded;" in driver.errors
         # Nobody heard how it ended, but everybody that it did.
         listener.wait(Kind.LOST)
+
+
+def test_somebody_elses_full_queue_holds_up_no_job(broker_endpoint):
+    # A broker refuses a message when any queue does that it goes to, and this one is bound to all events.
+    code = "with open_job() as job:\n    for n in range(20): job.progress(n / 20)\n    job.result('heard')\n"
+    with declared(broker_endpoint) as (job, mailbox, listener), Operations(broker_endpoint) as operations:
+        operations.declare_queue("test-full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+        try:
+            operations.bind_queue("test-full", job.exchange, "#")
+            with Driver(job, broker_endpoint, code, settings=Settings(delivery_timeout=PATIENCE)) as driver:
+                assert listener.wait(Kind.SUCCEEDED).data["result"] == "heard"
+                operations.delete_queue("test-full")
+                assert driver.wait() == 0, driver.errors
+        finally:
+            operations.delete_queue("test-full")
+        assert mailbox.wait(job, Rules(start_by=0, end_by=time.time() + PATIENCE)).verdict is Verdict.SUCCEEDED
