@@ -28,6 +28,8 @@ class Proxy:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._peer: dict[socket.socket, socket.socket] = {}
+        self._clients: set[socket.socket] = set()
+        self._left_open: list[socket.socket] = []
         self._lock = threading.RLock()
         self._silent = False
         self._delay = 0.0
@@ -47,6 +49,8 @@ class Proxy:
         self._stopped = True
         self._thread.join(timeout=5)
         self.cut()
+        for connection in self._left_open:
+            connection.close()
         self._listener.close()
 
     @property
@@ -61,6 +65,22 @@ class Proxy:
                 with contextlib.suppress(OSError):
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self._drop(connection)
+
+    def vanish(self) -> None:
+        """Reset the clients' ends and leave the server's open and silent, as when a plug is pulled; new connections are
+        forwarded. The server finds out by its heartbeats, if it has any.
+        """
+        with self._lock:
+            for client in self._clients & self._peer.keys():
+                server = self._peer.pop(client)
+                del self._peer[server]
+                for end in (client, server):
+                    self._selector.unregister(end)
+                with contextlib.suppress(OSError):
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.close()
+                self._left_open.append(server)
+            self._clients.clear()
 
     def black_hole(self) -> None:
         """Swallow every byte, of new connections too; nothing is closed."""
@@ -106,6 +126,7 @@ class Proxy:
         for one, other in ((client, server), (server, client)):
             self._peer[one] = other
             self._selector.register(one, selectors.EVENT_READ)
+        self._clients.add(client)
 
     def _move(self, source: socket.socket) -> None:
         try:
@@ -123,6 +144,7 @@ class Proxy:
         for end in (connection, self._peer.get(connection)):
             if end is not None and end in self._peer:
                 del self._peer[end]
+                self._clients.discard(end)
                 with contextlib.suppress(KeyError, ValueError):
                     self._selector.unregister(end)
                 end.close()

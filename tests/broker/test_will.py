@@ -15,7 +15,7 @@ from airflow_rabbitmq_spark.job.events import Kind
 from airflow_rabbitmq_spark.job.handover import Settings
 from airflow_rabbitmq_spark.job.will import Will
 from stack.proxy import Proxy
-from tests.broker.drivers import Driver, declared, eventually, through
+from tests.broker.drivers import Driver, declared, through
 
 #: Says a line for each that it hears, and ends at `end`.
 ECHO = """
@@ -203,18 +203,27 @@ def test_a_slow_line_is_no_dead_one(broker, quick):
 
 
 def test_a_ghost_of_ones_own_is_outlived(broker, quick):
-    # The line is dead for the broker only: the driver's new connection is there before its old one is given up.
-    with Proxy(broker.port) as old, declared(quick) as (job, _, listener):
-        endpoint = through(old, broker, heartbeat=1, connection_timeout=2)
-        both = type(endpoint).from_mapping(
-            {**endpoint.to_mapping(), "hosts": [f"127.0.0.1:{old.port}", f"127.0.0.1:{broker.port}"]}
-        )
-        with Driver(job, both, ECHO) as driver:
+    # The broker does not know that the driver's old connection is gone, and refuses the new one until it does.
+    with Proxy(broker.port) as proxy, declared(quick) as (job, _, listener):
+        with Driver(job, through(proxy, broker, heartbeat=2), ECHO) as driver:
             driver.hear("runs")
             listener.wait(Kind.STARTED)
-            old.black_hole()
-            listener.wait(Kind.RESUMED)
+            for count in (1, 2):
+                proxy.vanish()
+                driver.say(f"alone {count}")
+                driver.hear(f"alone {count}")
+                driver.logs("Not connected to Airflow's broker")
+                listener.wait(Kind.RESUMED, count=count)
             driver.say("end")
             assert driver.wait() == 0, driver.errors
         listener.wait(Kind.SUCCEEDED)
-        eventually(lambda: job.will_queue not in broker.queues())
+        assert [kind for kind in listener.kinds if kind != "progress"] == [
+            "started",
+            "lost",
+            "resumed",
+            "lost",
+            "resumed",
+            "succeeded",
+        ]
+        # It was refused for a while each time.
+        assert proxy.accepted > 3
