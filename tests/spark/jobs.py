@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 APPLICATIONS = Path(__file__).parent.parent / "applications"
 #: Seconds for a driver to be scheduled, start and end on a machine that does much else.
-PATIENCE = 200.0
+PATIENCE = 600.0
 WAITERS = ThreadPoolExecutor(32, "test-waiter")
 
 

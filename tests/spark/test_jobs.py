@@ -19,6 +19,9 @@ from airflow_rabbitmq_spark.job.watch import Verdict
 from stack.processes import command_line, free_port
 from tests.spark.jobs import APPLICATIONS, PATIENCE, Run
 
+# A test waits for what others have started: for longer than most, where the machine does much else.
+pytestmark = pytest.mark.timeout(1200)
+
 BATCHES = [3, 1, 4]
 #: The application that ends in some way; the job's settings; what is said of its end.
 ENDINGS = {
