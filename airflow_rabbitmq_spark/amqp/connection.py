@@ -18,7 +18,8 @@ import pika
 from pika import spec
 
 from airflow_rabbitmq_spark.amqp.diagnosis import explain
-from airflow_rabbitmq_spark.amqp.frames import BoundedAssembler, TolerantConnection
+from airflow_rabbitmq_spark.amqp.frames import BoundedAssembler
+from airflow_rabbitmq_spark.amqp.writing import JoiningConnection
 from airflow_rabbitmq_spark.exceptions import (
     BrokerBlocked,
     ConnectionLost,
@@ -31,6 +32,7 @@ from airflow_rabbitmq_spark.exceptions import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
 
     from pika.channel import Channel as PikaChannel
 
@@ -81,7 +83,7 @@ class Connection:
         self.closed: asyncio.Future[RabbitMQSparkError] = asyncio.get_running_loop().create_future()
         #: True while the broker blocks publishers because of a memory or disk alarm.
         self.blocked = False
-        self._pika: TolerantConnection | None = None
+        self._pika: JoiningConnection | None = None
         self._channels: set[Channel] = set()
 
     @classmethod
@@ -125,7 +127,7 @@ class Connection:
             if not opened.done():
                 opened.set_exception(error if isinstance(error, BaseException) else ConnectionError(error))
 
-        connection = TolerantConnection(
+        connection = JoiningConnection(
             parameters,
             on_open_callback=on_open,
             on_open_error_callback=on_error,
@@ -184,6 +186,15 @@ class Connection:
         finally:
             channel._pending.discard(opened)
         return channel
+
+    def held(self) -> AbstractContextManager[None]:
+        """Let what is sent in a ``with`` block go together (``amqp/writing.py``). Nothing may be awaited in it.
+
+        :raises ConnectionLost: the connection is gone.
+        """
+        if self._pika is None or not self._pika.is_open:
+            raise self._gone()
+        return self._pika.held()
 
     async def close(self) -> None:
         """Say goodbye and wait for the broker's, for :data:`CLOSE_TIMEOUT` at the most. Never raises."""

@@ -143,6 +143,7 @@ class Publisher:
         async def send_all() -> int:
             channel = await self._ready()
             under_way: deque[tuple[asyncio.Future[None], int]] = deque()
+            remaining = iter(messages)
             confirmed = size = 0
 
             async def settle(count: int, volume: int) -> None:
@@ -152,22 +153,30 @@ class Publisher:
                     size -= under_way.popleft()[1]
                     confirmed += 1
 
+            def fill() -> bool:
+                """Send until the window is full; whether it is."""
+                nonlocal size
+                with channel.connection.held():
+                    for message in remaining:
+                        future = channel.send(
+                            message.exchange,
+                            message.routing_key,
+                            message.body,
+                            message.properties,
+                            mandatory=mandatory,
+                        )
+                        under_way.append((future, len(message.body)))
+                        size += len(message.body)
+                        if len(under_way) >= WINDOW or size >= WINDOW_BYTES:
+                            return True
+                return False
+
             try:
-                for message in messages:
-                    if len(under_way) >= WINDOW or size >= WINDOW_BYTES:
-                        # Half a window at a time: the broker always has work, and the loop wakes rarely.
-                        await settle(WINDOW // 2, WINDOW_BYTES // 2)
-                        if on_progress is not None:
-                            on_progress(confirmed)
-                    future = channel.send(
-                        message.exchange,
-                        message.routing_key,
-                        message.body,
-                        message.properties,
-                        mandatory=mandatory,
-                    )
-                    under_way.append((future, len(message.body)))
-                    size += len(message.body)
+                while fill():
+                    # Half a window at a time: the broker always has work, and the loop wakes rarely.
+                    await settle(WINDOW // 2, WINDOW_BYTES // 2)
+                    if on_progress is not None:
+                        on_progress(confirmed)
                 await settle(0, 0)
             except PublishFailed as error:
                 raise type(error)(f"{error} ({confirmed} messages before it were confirmed.)") from error
