@@ -115,7 +115,8 @@ class Watch:
         self._loss: Message | None = None
         self._lost: tuple[Event, datetime | None] | None = None
         self._lost_deadline: float | None = None
-        self._refused = 0
+        #: How many messages were no event of the job, so far.
+        self.refused = 0
 
     async def outcome(self, subscription: Subscription) -> Outcome:
         """Read until there is a verdict. The deciding event stays unacknowledged in ``subscription``."""
@@ -225,8 +226,8 @@ class Watch:
                 raise EventInvalid("only Airflow says `cancel`, and not here")
         except EventInvalid as error:
             subscription.reject(message)
-            self._refused += 1
-            if self._refused == 1:
+            self.refused += 1
+            if self.refused == 1:
                 log.warning(
                     "A message in %s was refused and dead-lettered: %s. Further ones are only counted.",
                     self._job.job_queue,

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_rabbitmq_spark.amqp.multiplexer import shared
 from airflow_rabbitmq_spark.exceptions import ConfigurationError, RabbitMQSparkError
 from airflow_rabbitmq_spark.hooks.rabbitmq import RabbitMQHook
 from airflow_rabbitmq_spark.triggers.message import DEFAULT_BODY_BYTES, matches, payload
@@ -289,7 +288,7 @@ class RabbitMQTrigger(BaseTrigger):
             max_body_bytes=self.max_body_bytes,
         )
         try:
-            multiplexer = shared(await RabbitMQHook(self.rabbitmq_conn_id).aendpoint())
+            multiplexer = await RabbitMQHook(self.rabbitmq_conn_id).amultiplexer()
             self._subscription, found = await receive(
                 multiplexer, wanted, end_by=self.end_by, not_before=self.fire_after
             )

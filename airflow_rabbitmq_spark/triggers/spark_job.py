@@ -15,7 +15,7 @@ from airflow_rabbitmq_spark.hooks.rabbitmq import RabbitMQHook
 from airflow_rabbitmq_spark.job.events import Event, Kind
 from airflow_rabbitmq_spark.job.mailbox import Mailbox
 from airflow_rabbitmq_spark.job.text import line, number
-from airflow_rabbitmq_spark.job.topology import Job
+from airflow_rabbitmq_spark.job.topology import Job, refused_exchange
 from airflow_rabbitmq_spark.job.watch import Outcome, Rules, Verdict, Watch
 from airflow_rabbitmq_spark.links.spark_job import at_start, store_from_trigger, web_address
 
@@ -91,7 +91,14 @@ class SparkJobTrigger(BaseTrigger):
             yield self._fire(Outcome(Verdict.UNREACHABLE, reason=str(error)))
             return
         async with multiplexer.subscribe(job.job_queue) as subscription:
-            outcome = await Watch(multiplexer, job, Rules(**self.rules), self._show).outcome(subscription)
+            watch = Watch(multiplexer, job, Rules(**self.rules), self._show)
+            outcome = await watch.outcome(subscription)
+            if watch.refused:
+                self.log.warning(
+                    "%d messages in the job's queue were no events of it; they are in %s.",
+                    watch.refused,
+                    refused_exchange(job.exchange),
+                )
             await asyncio.sleep(max(0.0, self.fire_after - time.time()))
             yield self._fire(outcome)
             # Airflow cancels a trigger about a second after it has stored its event. Not before that may the job's
