@@ -250,6 +250,8 @@ def main() -> int:
             ) as airflow,
         ):
             rows.append(idle(airflow, options.seconds))
+            if options.json:
+                show(rows, as_json=True)
             for kill in (False, True):
                 for dag_id in options.dags:
                     if dag_id == "completion_job_soon" and not kill:
