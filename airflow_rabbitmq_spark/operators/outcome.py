@@ -78,7 +78,7 @@ def explain(operator: SparkJobOperator, record: Record, outcome: Outcome) -> Bas
     if outcome.verdict is Verdict.VANISHED:
         return JobVanished(
             f"{what}: its queue is gone. {outcome.reason} Somebody deleted it, or it expired because no triggerer "
-            "consumed it for the connection's `retention`. Its driver stops by itoperator."
+            "consumed it for the connection's `retention`. Its driver stops by itself."
         )
     return ConnectionFailed(outcome.reason or f"{what}: the broker cannot be used.")
 
