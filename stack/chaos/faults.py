@@ -67,7 +67,7 @@ def triggerer_killed(r: Round, moment: str, *, both: bool = False) -> None:
         time.sleep(r.uniform(0.1, 3))
     else:
         r.until("end")
-        time.sleep(max(0.0, r.deferred_at + 10 - time.time()) + r.uniform(-0.5, 1.5))
+        time.sleep(max(0.0, r.deferred_at + 10 - time.time() + r.uniform(-0.5, 1.5)))
     for victim in victims:
         r.stack.kill(victim)
     r.say(f"killed {[victim.name for victim in victims]}")
