@@ -155,18 +155,14 @@ class Chaos:
 
 
 def batches(seed: int, numbers: list[int], together: int) -> Iterator[list[int]]:
-    """The rounds in their order; up to ``together`` of those that touch only their own job at a time."""
-    waiting: list[int] = []
-    for number in numbers:
-        if together > 1 and draw(seed, number)[0] in OWN:
-            waiting.append(number)
-            if len(waiting) == together:
-                yield waiting
-                waiting = []
-        else:
-            yield [number]
-    if waiting:
-        yield waiting
+    """The rounds in their order; one that touches only its own job takes the next such with it, ``together`` in all."""
+    waiting = list(numbers)
+    while waiting:
+        batch = waiting[:1]
+        if draw(seed, batch[0])[0] in OWN:
+            batch = [number for number in waiting if draw(seed, number)[0] in OWN][:together]
+        yield batch
+        waiting = [number for number in waiting if number not in batch]
 
 
 def done(file: Path, seed: int) -> set[int]:
