@@ -2,8 +2,8 @@
 
 pika hands each frame to the socket by itself: for a small message that is three system calls, three TLS records, and for
 the broker three to read. Here a message's frames go together, and those of a batch do while :meth:`held
-<JoiningConnection.held>` lasts. What is sent, and in which order, is the same. Measured, 1 KiB messages over TLS: a batch
-takes half the time (``benchmarks/publishing.py``).
+<JoiningConnection.held>` lasts. What is sent, and in which order, is the same. Measured, 1 KiB messages over TLS: a message of
+a batch costs 19 microseconds of CPU in place of 29 (``benchmarks/publishing.py``).
 """
 
 from __future__ import annotations
