@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from jsonschema import Draft202012Validator
 
 from airflow_rabbitmq_spark.amqp.background import Background
 from airflow_rabbitmq_spark.amqp.connection import Connection
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from stack.proxy import Proxy
 
 SPARK_PYTHON = Path(__file__).parents[2] / ".venv-spark" / "bin" / "python"
+
+SCHEMA = Draft202012Validator(json.loads((Path(__file__).parents[2] / "docs" / "event.schema.json").read_text()))
 
 #: Seconds for anything that happens at once on an idle machine: this one may be busy.
 PATIENCE = 90.0
@@ -136,6 +141,8 @@ class Listener:
         self._queue = f"test-listener-{job.job_id}"
         self.events: list[Event] = []
         self.headers: list[Any] = []
+        #: What the published schema says against them.
+        self.complaints: list[str] = []
         self._said = threading.Condition()
 
     def __enter__(self) -> Listener:
@@ -151,6 +158,7 @@ class Listener:
         with contextlib.suppress(Exception):
             self._background.call(self._delete(), timeout=10)
         self._background.stop()
+        assert self.complaints == []
 
     async def _declare(self) -> None:
         connection = await Connection.open(self._endpoint)
@@ -170,6 +178,7 @@ class Listener:
             while True:
                 message = await subscription.next()
                 event = decode(message.body)
+                self.complaints += [error.message for error in SCHEMA.iter_errors(json.loads(message.body))]
                 with self._said:
                     if event.id not in {known.id for known in self.events}:
                         self.events.append(event)
