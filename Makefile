@@ -51,7 +51,7 @@ test-broker: setup ## tests on a real RabbitMQ with TLS
 
 test-rabbitmq-4: setup ## the same on RabbitMQ 4, from a Debian 13 in .rabbitmq-4 (root)
 	@stack/rabbitmq4.sh build .rabbitmq-4
-	RABBITMQ_ROOT=.rabbitmq-4 $(PYTEST) tests/broker
+	RABBITMQ_ROOT=.rabbitmq-4 $(PYTEST) tests/broker --ignore tests/broker/test_benchmarks.py
 
 test-spark: setup ## tests on a real Spark cluster and RabbitMQ
 	$(PYTEST) tests/spark

@@ -204,7 +204,7 @@ class Link:
                 will = await self._take_office(connection)
                 self.settled.set()
                 ghost_since, delay = None, RETRY_DELAY[0]
-                await self._serve(connection, will)
+                await self._serve(will)
             except JobSuperseded as error:
                 self._give_up(error)
             except (AccessRefused, TopologyConflict) as error:
@@ -292,7 +292,7 @@ class Link:
             "gone. It has ended, was cancelled, or a newer try took over. This driver stops."
         )
 
-    async def _serve(self, connection: Connection, will: Will | None) -> None:
+    async def _serve(self, will: Will | None) -> None:
         """Deliver until the last word is said (return) or the channel is gone (raise)."""
         channel = self._channel
         if self._lost_at is not None and self._terms > 1:
@@ -330,8 +330,7 @@ class Link:
                 # Given up by Airflow, or only on a node that went down: to claim it again tells.
                 raise ConnectionLost("The broker ended this driver's claim on the job.")
             if time.monotonic() >= renew_at:
-                # While an alarm blocks publishers nothing can be renewed, and to insist would cost the connection.
-                if will is not None and not connection.blocked:
+                if will is not None:
                     await will.lay()
                 renew_at = time.monotonic() + self._handover.settings.will_renewal
 
