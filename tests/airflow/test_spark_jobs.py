@@ -338,7 +338,7 @@ def test_the_trained_model_is_good(examples, airflow_stack):
     assert len(result["folds"]) == 5
     assert Path(result["model"]).is_dir()
     log = airflow_stack.log(dag_id, run_id, "train")
-    assert re.search(r"  67% fold 4 of 5 accuracy=0\.\d+ mean=0\.\d+", log), log
+    assert re.search(r" 67% fold 4 of 5 accuracy=0\.\d+ mean=0\.\d+", log), log
     assert airflow_stack.xcom(dag_id, run_id, "report").startswith("accuracy 0.9")
 
 
@@ -357,8 +357,10 @@ def test_nothing_is_left_and_nothing_was_polled(
     eventually(lambda: not left(), f"queues: {left()}")
     applications = str(ROOT / "tests" / "applications")
     eventually(lambda: not spark_cluster.driver_pids(applications), "drivers still run")
-    # One: why a job never started, asked when it was given up.
-    assert rest_counter.counts["status"] - asked_before == 1
+    # Why a job never started, when it is given up; and at a retry that finds no word of a driver, whether one is on its
+    # way. Never while a job runs.
+    retries = sum(dag_id == "job_retried" for dag_id in RUNS.values())
+    assert 1 <= rest_counter.counts["status"] - asked_before <= 1 + retries
     assert broker.password not in "".join(
         log.read_text(errors="replace") for log in (airflow_stack.directory / "logs").rglob("*.log")
     )
