@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 
 from airflow_rabbitmq_spark.exceptions import JobFailed
-from airflow_rabbitmq_spark.job.session import JobSession, open_job
+from airflow_rabbitmq_spark.job.session import JobSession, heed_sigint, open_job
 
 #: Seconds between looks at whether the JVM that started this process is still its parent. One system call each.
 PARENT_LOOK_INTERVAL = 1.0
@@ -45,6 +45,7 @@ def watch_parent(job: JobSession) -> None:
     """
     if "PYSPARK_GATEWAY_PORT" not in os.environ:
         return
+    heed_sigint()
     parent = os.getppid()
 
     def watch() -> None:

@@ -264,11 +264,7 @@ class JobSession:
             _interrupt_main_thread()
 
     def _catch_signals(self) -> None:
-        """Let SIGTERM end the ``with`` block like ``sys.exit``, so that it is reported, and SIGINT end it at all.
-
-        A shell starts what runs in the background with SIGINT ignored, Spark's own ``start-worker.sh`` among it, and that
-        goes down to all drivers: Python then raises no KeyboardInterrupt, and nothing could interrupt the application.
-        """
+        """Let SIGTERM end the ``with`` block like ``sys.exit``, so that it is reported, and SIGINT end it at all."""
 
         def terminate(_number: int, _frame: FrameType | None) -> None:
             self._terminated = True
@@ -277,8 +273,8 @@ class JobSession:
         # Signal handlers belong to the main thread; an application that opens its job elsewhere goes without.
         if threading.current_thread() is threading.main_thread():
             self._old_handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, terminate)
-            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-                self._old_handlers[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+            if heed_sigint():
+                self._old_handlers[signal.SIGINT] = signal.SIG_IGN
 
     def _release_signals(self) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -349,6 +345,18 @@ def _own_frames(trace: TracebackType | None) -> TracebackType | None:
     while first is not None and first.tb_frame.f_globals.get("__name__") in _LAUNCHER:
         first = first.tb_next
     return first or trace
+
+
+def heed_sigint() -> bool:
+    """Let SIGINT raise KeyboardInterrupt where it is ignored; whether it was. For the main thread.
+
+    A shell starts what runs in the background with SIGINT ignored, Spark's own ``start-worker.sh`` among it, and that goes
+    down to all drivers: nothing could interrupt the application then.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        return False
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return True
 
 
 def _interrupt_main_thread() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -144,7 +145,8 @@ def test_every_module_of_it_imports_without_anything_installed(path, tmp_path):
     assert run(path, application, path).stdout == "True\n"
 
 
-def test_the_jvm_that_is_gone_ends_the_application(path, tmp_path):
+@pytest.mark.parametrize("sigint", [signal.SIG_DFL, signal.SIG_IGN], ids=["heeded", "ignored"])
+def test_the_jvm_that_is_gone_ends_the_application(path, tmp_path, sigint):
     # The parent stands for the JVM: Spark starts Python with this variable set.
     application = tmp_path / "application.py"
     application.write_text("import time\nprint('runs', flush=True)\ntime.sleep(120)\n")
@@ -158,6 +160,8 @@ def test_the_jvm_that_is_gone_ends_the_application(path, tmp_path):
         env={**os.environ, "PYSPARK_GATEWAY_PORT": "1"},
         capture_output=True,
         text=True,
+        # As what a shell started in the background has it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
         # Its standard error is closed only when the child has ended too.
         timeout=60,
         check=True,
