@@ -185,7 +185,12 @@ class Airflow:
             login = {"username": self.username, "password": self.password}
             token = self._session.post(f"{self.url}/auth/token", json=login, timeout=30).json()["access_token"]
             self._session.headers["Authorization"] = f"Bearer {token}"
-        answer = self._session.request(method, f"{self.url}/api/v2/{path}", timeout=30, **arguments)
+        for _ in range(5):
+            answer = self._session.request(method, f"{self.url}/api/v2/{path}", timeout=30, **arguments)
+            if method != "GET" or answer.status_code < 500:
+                break
+            # SQLite lets nobody read while somebody has written for long, and Airflow gives up after a while.
+            time.sleep(1)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
