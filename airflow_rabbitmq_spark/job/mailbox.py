@@ -93,12 +93,14 @@ class Mailbox:
         """
         retention = self._endpoint.retention
 
+        async def refused(channel: Channel) -> None:
+            name = refused_exchange(job.exchange)
+            await channel.declare_exchange(name, "fanout")
+            await channel.declare_queue(name, arguments=REFUSED_ARGUMENTS)
+            await channel.bind_queue(name, name, "")
+
         async def work(channel: Channel) -> None:
-            refused = refused_exchange(job.exchange)
             await channel.declare_exchange(job.exchange)
-            await channel.declare_exchange(refused, "fanout")
-            await channel.declare_queue(refused, arguments=REFUSED_ARGUMENTS)
-            await channel.bind_queue(refused, refused, "")
             await channel.declare_queue(
                 job.job_queue,
                 arguments=job_queue_arguments(
@@ -112,6 +114,9 @@ class Mailbox:
             await channel.declare_queue(job.will_queue, arguments=will_queue_arguments(job, retention=retention))
 
         try:
+            # It is there for people. One that another version, or somebody's hand, made otherwise serves as well.
+            with contextlib.suppress(TopologyConflict):
+                self._on_channel(refused)
             self._on_channel(work)
         except AccessRefused as error:
             name = job.exchange.replace(".", "\\.")

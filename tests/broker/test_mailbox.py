@@ -76,6 +76,18 @@ def test_a_queue_of_another_kind_is_in_the_way(broker_endpoint):
         mailbox.delete(job)
 
 
+def test_a_queue_of_refused_messages_that_was_made_otherwise_serves_as_well(broker_endpoint):
+    endpoint = replace(broker_endpoint, exchange="made.otherwise")
+    refused = refused_exchange(endpoint.exchange)
+    with Operations(endpoint) as operations, Mailbox(endpoint, connection_name="test") as mailbox:
+        operations.declare_queue(refused, arguments={"x-max-length": 5})
+        job = Job.new("dag", "task", endpoint.exchange)
+        mailbox.declare(job)
+        assert mailbox.exists(job)
+        mailbox.delete(job)
+        operations.delete_queue(refused)
+
+
 def test_no_broker():
     endpoint = Endpoint.from_uri(f"amqp://u:p@127.0.0.1:{free_port()}/")
     with pytest.raises(BrokerUnreachable), Mailbox(endpoint, connection_name="test"):
