@@ -24,6 +24,18 @@ PYTHON_RUNNER = "org.apache.spark.deploy.PythonRunner"
 #: (org.apache.spark.deploy.worker.DriverWrapper).
 USER_JAR = "{{USER_JAR}}"
 
+#: What Java 17 must open for Spark. spark-submit says so to each JVM that it starts, and from Spark 4 on the master does;
+#: with 3.5 a driver that was submitted by REST could not make a SparkContext
+#: (org.apache.spark.launcher.JavaModuleOptions).
+OPENED = (
+    *(f"java.base/java.{name}" for name in ("lang", "lang.invoke", "lang.reflect", "io", "net", "nio", "util")),
+    *(f"java.base/java.{name}" for name in ("util.concurrent", "util.concurrent.atomic")),
+    *(f"java.base/sun.{name}" for name in ("nio.ch", "nio.cs", "security.action", "util.calendar")),
+    "java.security.jgss/sun.security.krb5",
+)
+JAVA_OPTIONS = " ".join(["-XX:+IgnoreUnrecognizedVMOptions", *(f"--add-opens={name}=ALL-UNNAMED" for name in OPENED)])
+DEFAULT_JAVA_OPTIONS = "spark.driver.defaultJavaOptions"
+
 
 @dataclass(frozen=True)
 class Submission:
@@ -138,7 +150,11 @@ class SparkStandaloneHook(BaseHook):
                 "appResource": submission.resource,
                 "mainClass": PYTHON_RUNNER,
                 "appArgs": list(submission.arguments),
-                "sparkProperties": {"spark.master": self.master_url, **submission.properties},
+                "sparkProperties": {
+                    "spark.master": self.master_url,
+                    **submission.properties,
+                    DEFAULT_JAVA_OPTIONS: f"{JAVA_OPTIONS} {submission.properties.get(DEFAULT_JAVA_OPTIONS, '')}".rstrip(),
+                },
                 "environmentVariables": dict(submission.environment),
             },
         )
