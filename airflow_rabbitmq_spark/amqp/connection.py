@@ -139,6 +139,7 @@ class Connection:
         except asyncio.CancelledError:
             if not connection.is_closed and not connection.is_closing:
                 connection.close()
+            await _let_go()
             raise
         except Exception as error:  # whatever pika, ssl or the socket says: one table explains it
             # To explain may take a look at the port, which blocks.
@@ -205,6 +206,7 @@ class Connection:
         done, _ = await asyncio.wait([self.closed], timeout=CLOSE_TIMEOUT)
         if not done:
             self.abort("the broker did not answer the goodbye")
+            await _let_go()
 
     def abort(self, reason: str) -> None:
         """Drop the socket without a goodbye."""
@@ -230,6 +232,12 @@ class Connection:
         for channel in list(self._channels):
             channel._on_closed(None, error)
         self._channels.clear()
+
+
+async def _let_go() -> None:
+    """Let the event loop close the socket of an aborted connection; a loop that ends before leaves it open."""
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 class Channel:

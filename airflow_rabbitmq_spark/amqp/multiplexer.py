@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from airflow_rabbitmq_spark.amqp.connection import Channel, Connection
 from airflow_rabbitmq_spark.amqp.subscription import PREFETCH, Lane, Subscription
-from airflow_rabbitmq_spark.exceptions import AccessRefused, NotFound, RabbitMQSparkError, TopologyConflict
+from airflow_rabbitmq_spark.exceptions import (
+    AccessRefused,
+    ConfigurationError,
+    NotFound,
+    RabbitMQSparkError,
+    TopologyConflict,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -41,6 +47,8 @@ RETRY_DELAY = (0.5, 10.0)
 #: Seconds for which an error that waiting does not cure (a refused password, say) is still tried again once a
 #: connection has been open: a broker that is starting refuses what it accepts a moment later.
 STUBBORN = 120.0
+#: AMQP 0-9-1, 4.2.5.3: a short string.
+MAX_QUEUE_NAME = 255
 #: Seconds without a subscription after which the connection is closed.
 LINGER = 10.0
 #: Seconds between two log lines about the same trouble.
@@ -77,7 +85,14 @@ class Multiplexer:
         """A subscription to ``queue``; consuming starts when it is entered (``async with``).
 
         :param prefetch: how many messages it may hold unacknowledged; 1 leaves all others to other consumers.
+        :raises ConfigurationError: AMQP knows no queue of that name.
         """
+        try:
+            fits = 1 <= len(queue.encode()) <= MAX_QUEUE_NAME
+        except (AttributeError, UnicodeEncodeError):
+            fits = False
+        if not fits:
+            raise ConfigurationError(f"{queue!r:.80} is no queue's name: that is a text of 1 to 255 bytes as UTF-8.")
         return Subscription(self, queue, prefetch)
 
     async def inspect(self, queue: str) -> tuple[int, int] | None:
@@ -141,6 +156,12 @@ class Multiplexer:
                         self._drop(subscription, error)
                     return
                 self._log(error, first=first)
+            except Exception as error:
+                # A defect, of whosever: better an error in every task than a wait that nobody ends.
+                log.exception("The connection to %s failed in a way nobody foresaw.", self.endpoint.describe())
+                for subscription in list(self._subscriptions):
+                    self._drop(subscription, RabbitMQSparkError(f"{type(error).__name__}: {error}"))
+                return
             finally:
                 for subscription in self._subscriptions:
                     subscription.interrupted()
@@ -208,6 +229,11 @@ class Multiplexer:
                 if not connection.is_open:
                     raise
                 self._refused(subscription, error)
+            except Exception as error:
+                log.exception("Queue %r could not be consumed; the other waits go on.", subscription.queue)
+                self._drop(
+                    subscription, RabbitMQSparkError(f"Queue {subscription.queue!r}: {type(error).__name__}: {error}")
+                )
 
     def _is_wanted(self, subscription: Subscription) -> bool:
         return subscription in self._subscriptions and not subscription.satisfied and subscription.consumer is None

@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
             )
         watch_parent(job)
         sys.argv = [application, *rest]
+        # The bundle stays importable, for processes that the application spawns.
+        sys.path.append(sys.path[0])
         sys.path[0] = str(path.resolve().parent)
         runpy.run_path(str(path), run_name="__main__")
 

@@ -302,9 +302,10 @@ class Link:
         self._lost_at, self._problem = None, None
         renew_at = time.monotonic() + self._handover.settings.will_renewal
         while True:
-            while self._outbox:
+            # An application that reports without a pause must not keep its will from being renewed.
+            while self._outbox and time.monotonic() < renew_at and not (will is not None and will.revoked.is_set()):
                 await self._deliver(channel, self._next())
-            if self._ending:
+            if self._ending and not self._outbox:
                 if will is not None:
                     # All is said. Should this fail, the broker says `lost` after the last word, which nobody heeds.
                     with contextlib.suppress(RabbitMQSparkError):
@@ -318,7 +319,7 @@ class Link:
             try:
                 await asyncio.wait(
                     cast("list[asyncio.Future[Any]]", [*wakers, channel.closed]),
-                    timeout=max(0.0, renew_at - time.monotonic()),
+                    timeout=0.0 if self._outbox else max(0.0, renew_at - time.monotonic()),
                     return_when=asyncio.FIRST_COMPLETED,
                 )
             finally:

@@ -12,6 +12,7 @@ from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOpe
 from airflow_rabbitmq_spark.exceptions import (
     ConfigurationError,
     ConnectionFailed,
+    JobCancelled,
     RabbitMQSparkError,
     SubmissionFailed,
 )
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 STORE_KEY = "spark_job"
 #: Under this key the job's details are pushed as an XCom, beside the result.
 XCOM_DETAILS = "spark_job"
+#: Seconds for a driver to end cleanly when Airflow stops the worker's process: Airflow sends SIGKILL 5 s after SIGTERM
+#: (``airflow.sdk.execution_time.supervisor``, 3.3.2), and to connect and to clean up takes its part of them.
+KILL_GRACE = 2.5
 
 
 class SparkJobOperator(SparkSubmitOperator):
@@ -100,6 +104,7 @@ class SparkJobOperator(SparkSubmitOperator):
         self.max_result_bytes = max_result_bytes
         self.bundle = bundle
         self._running: Record | None = None
+        self._killed = False
         #: Addresses for the task's links, by XCom key, as far as they are known.
         self.links: dict[str, str] = {}
         for argument, value, least, most in (
@@ -160,8 +165,11 @@ class SparkJobOperator(SparkSubmitOperator):
         )
         self._running = record
         self._save(context, record)
+        # Airflow goes on with `execute` for some seconds after it has called `on_kill`.
+        self._heed_kill(mailbox, record)
         mailbox.declare(job)
         try:
+            self._heed_kill(mailbox, record)
             record.submission_id = self._spark().submit(submission)
         except SubmissionFailed as error:
             # The master may have it all the same, when only its answer was lost. Then the driver holds the will queue, or
@@ -175,6 +183,7 @@ class SparkJobOperator(SparkSubmitOperator):
         except BaseException:
             mailbox.delete(job)
             raise
+        self._heed_kill(mailbox, record)
         self._save(context, record)
         self.log.info("Submitted %s as %s, job %s.", self.application, record.submission_id, job.job_id)
         return record
@@ -191,12 +200,16 @@ class SparkJobOperator(SparkSubmitOperator):
 
         job = Job.from_json(record.job)
         if not mailbox.exists(job):
+            # It is over; or its queue expired, or somebody deleted it, and its driver may not have noticed.
+            self._spark().kill_quietly(record.submission_id)
+            mailbox.delete(job)
             return None, None
+        self._running = record
         if record.generation != context["ti"].max_tries or not self.durable:
             self.log.info("The task was cleared: stopping its earlier job %s.", job.job_id)
             self._stop(mailbox, record, "the task was cleared in Airflow")
+            self._running = None
             return None, None
-        self._running = record
         outcome: Outcome | None = self._look(mailbox, job)
         if outcome is not None and outcome.verdict is Verdict.LOST:
             outcome = self._await_return(mailbox, job, outcome)
@@ -229,6 +242,8 @@ class SparkJobOperator(SparkSubmitOperator):
         outcome = mailbox.wait(job, Rules(start_by=never, lost_grace=left, end_by=never))
         if outcome.verdict is Verdict.TIMED_OUT:
             return None
+        if outcome.verdict is Verdict.UNREACHABLE:
+            raise ConnectionFailed(outcome.reason or "The broker cannot be used.")
         return self._fence(mailbox, job) if outcome.verdict is Verdict.LOST else outcome
 
     def _may_still_start(self, record: Record) -> bool:
@@ -350,12 +365,15 @@ class SparkJobOperator(SparkSubmitOperator):
             if outcome.verdict is Verdict.SUCCEEDED and outcome.event is not None:
                 return self._succeed(context, record, outcome.event)
         error = explain(self, record, outcome)
-        if outcome.verdict is Verdict.TIMED_OUT:
-            self._stop(mailbox, record, "the task's execution_timeout has passed")
-        elif outcome.verdict is not Verdict.UNREACHABLE:
-            if outcome.verdict in (Verdict.LOST, Verdict.NEVER_STARTED, Verdict.PENDING):
-                self._spark().kill_quietly(record.submission_id)
-            mailbox.delete(job)
+        try:
+            if outcome.verdict is Verdict.TIMED_OUT:
+                self._stop(mailbox, record, "the task's execution_timeout has passed")
+            elif outcome.verdict is not Verdict.UNREACHABLE:
+                if outcome.verdict in (Verdict.LOST, Verdict.NEVER_STARTED, Verdict.PENDING):
+                    self._spark().kill_quietly(record.submission_id)
+                mailbox.delete(job)
+        except RabbitMQSparkError as trouble:
+            self.log.warning("The job's queues could not be deleted; they expire by themselves. %s", trouble)
         self._running = None
         self._run_post_submit_commands()
         raise error
@@ -413,25 +431,35 @@ class SparkJobOperator(SparkSubmitOperator):
         """The worker was told to stop this task: stop the job too."""
         from airflow_rabbitmq_spark.job.mailbox import Mailbox
 
+        self._killed = True
         record, self._running = self._running, None
         if record is None:
             return
         try:
             endpoint = RabbitMQHook(self.rabbitmq_conn_id).endpoint()
             with Mailbox(endpoint, connection_name="airflow-rabbitmq-spark cancel") as mailbox:
-                self._stop(mailbox, record, "the task was stopped in Airflow")
+                self._stop(mailbox, record, "the task was stopped in Airflow", grace=min(self.cancel_grace, KILL_GRACE))
         except RabbitMQSparkError:
             # With no broker the driver cannot be asked, and its queues are left to expire.
             self._spark().kill_quietly(record.submission_id)
             raise
 
-    def _stop(self, mailbox: Mailbox, record: Record, reason: str) -> None:
+    def _heed_kill(self, mailbox: Mailbox, record: Record) -> None:
+        """Submit nothing for a task that was stopped, and leave nothing of it.
+
+        :raises JobCancelled: it was stopped.
+        """
+        if self._killed:
+            self._stop(mailbox, record, "the task was stopped in Airflow", grace=0.0)
+            raise JobCancelled(f"{self.task_id} was stopped in Airflow while it submitted {self.application}.")
+
+    def _stop(self, mailbox: Mailbox, record: Record, reason: str, *, grace: float | None = None) -> None:
         from airflow_rabbitmq_spark.job.topology import Job
 
         mailbox.stop(
             Job.from_json(record.job),
             reason,
-            grace=self.cancel_grace,
+            grace=self.cancel_grace if grace is None else grace,
             kill=lambda: self._spark().kill_quietly(record.submission_id),
         )
 

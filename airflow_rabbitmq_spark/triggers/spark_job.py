@@ -88,6 +88,7 @@ class SparkJobTrigger(BaseTrigger):
         try:
             multiplexer = await RabbitMQHook(self.rabbitmq_conn_id).amultiplexer()
         except RabbitMQSparkError as error:
+            await asyncio.sleep(max(0.0, self.fire_after - time.time()))
             yield self._fire(Outcome(Verdict.UNREACHABLE, reason=str(error)))
             return
         async with multiplexer.subscribe(job.job_queue) as subscription:

@@ -165,6 +165,42 @@ def test_a_will_is_renewed_before_the_delivery_timeout(broker_endpoint):
         assert listener.kinds == ["started", "succeeded"]
 
 
+CHATTY = """
+import threading
+with open_job() as job:
+    ended = threading.Event()
+    def chat():
+        while not ended.is_set():
+            for _ in range(50):
+                job.progress(0.5)
+            time.sleep(0.001)
+    threading.Thread(target=chat, daemon=True).start()
+    say("runs")
+    hear()
+    ended.set()
+"""
+
+
+@pytest.mark.usefixtures("short_delivery_timeout")
+def test_who_reports_without_a_pause_renews_its_will_all_the_same(broker_endpoint):
+    with (
+        declared(broker_endpoint) as (job, _, listener),
+        declared(broker_endpoint) as (other, _, other_listener),
+        Driver(job, broker_endpoint, CHATTY, settings=Settings(will_renewal=1)) as chatty,
+        Driver(other, broker_endpoint, ECHO, settings=Settings(will_renewal=600)) as holding,
+    ):
+        chatty.hear("runs")
+        holding.hear("runs")
+        # By now a will that was not renewed would have been missed, too.
+        other_listener.wait(Kind.LOST, count=2)
+        chatty.say("end")
+        assert chatty.wait() == 0, chatty.errors
+        listener.wait(Kind.SUCCEEDED)
+        assert set(listener.kinds) == {"started", "progress", "succeeded"}
+        holding.say("end")
+        assert holding.wait() == 0, holding.errors
+
+
 def test_a_line_that_swallows_everything(broker, quick):
     with Proxy(broker.port) as proxy, declared(quick) as (job, mailbox, listener):
         with Driver(job, through(proxy, broker, heartbeat=1, connection_timeout=2), ECHO) as driver:
