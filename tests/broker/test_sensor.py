@@ -359,9 +359,12 @@ def test_what_is_put_aside_is_not_held_for_ever(hook, queue, monkeypatch):
         Airflow(monkeypatch, "success")
         trigger = RabbitMQTrigger(queue_name=queue, rabbitmq_conn_id="sensor", match={"body": "y"})
         firing = asyncio.ensure_future(fired(trigger))
-        # Others see it in between.
         assert await asyncio.to_thread(waiting, hook, queue, 0)
-        assert await asyncio.to_thread(waiting, hook, queue, 1)
+        # Who consumes too gets it in between: the broker knows no other consumer at the moment at which it goes back.
+        others = []
+        assert await asyncio.to_thread(hook.consume, queue, others.append, max_messages=1, idle_timeout=15.0) == 1
+        assert others[0].redelivered
+        await asyncio.to_thread(hook.publish, queue, others[0].body)
         await asyncio.to_thread(hook.publish, queue, "y")
         task, event = await firing
         assert event["message"]["body"] == "y"
