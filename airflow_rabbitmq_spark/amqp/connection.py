@@ -178,7 +178,14 @@ class Connection:
         channel = Channel(self)
         self._channels.add(channel)
         channel._pending.add(opened)
-        self._pika.channel(on_open_callback=lambda raw: None if opened.done() else opened.set_result(raw))
+
+        def on_open(raw: PikaChannel) -> None:
+            if opened.done():
+                raw.close()  # who asked for it was cancelled meanwhile
+            else:
+                opened.set_result(raw)
+
+        self._pika.channel(on_open_callback=on_open)
         try:
             channel._adopt(await opened)
         except BaseException:

@@ -59,6 +59,9 @@ _shared: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, Mul
 
 def shared(endpoint: Endpoint) -> Multiplexer:
     """The multiplexer of ``endpoint`` on the running event loop, made at the first call."""
+    # A multiplexer refers to its loop, so the weak keys alone would never let go of a loop that has ended.
+    for ended in [loop for loop in _shared if loop.is_closed()]:
+        del _shared[ended]
     by_endpoint = _shared.setdefault(asyncio.get_running_loop(), {})
     multiplexer = by_endpoint.get(endpoint.key())
     if multiplexer is None:
@@ -106,13 +109,14 @@ class Multiplexer:
             return None
         try:
             channel = await self._connection.channel()
-            counts = await channel.declare_queue(queue, passive=True)
-            await channel.close()
+            try:
+                return await channel.declare_queue(queue, passive=True)
+            finally:
+                await channel.close()
         except NotFound:
             raise
         except RabbitMQSparkError:
             return None
-        return counts
 
     def _add(self, subscription: Subscription) -> None:
         self._subscriptions.add(subscription)

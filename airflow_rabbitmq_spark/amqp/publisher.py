@@ -6,6 +6,7 @@ one that is refused and one that is not confirmed in time each raise an error of
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,11 @@ import pika
 
 from airflow_rabbitmq_spark.amqp.background import Background
 from airflow_rabbitmq_spark.amqp.connection import Channel, Connection
-from airflow_rabbitmq_spark.exceptions import PublishFailed
+from airflow_rabbitmq_spark.exceptions import RabbitMQSparkError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
     from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 WINDOW = 2_000
 #: And how many bytes: what the socket has not taken yet is held in memory, and at an alarm that is all of it.
 WINDOW_BYTES = 32 * 2**20
+#: How many messages go to the publisher's thread at a time, and the seconds that it may take to collect them.
+CHUNK, CHUNK_SECONDS = WINDOW // 2, 0.1
 
 
 @dataclass
@@ -132,63 +135,72 @@ class Publisher:
     ) -> int:
         """Publish many messages with up to :data:`WINDOW` of them, or :data:`WINDOW_BYTES`, unconfirmed at a time.
 
-        The first message that fails stops the rest. Its error has a note that says how many were confirmed before.
+        The first message that fails stops the rest. Its error says how many were confirmed before.
 
-        :param messages: taken one by one on the publisher's thread, so that they need not all fit in memory.
-        :param on_progress: called on the publisher's thread with the count confirmed so far, once a window.
+        :param messages: taken one by one, on the calling thread, so that they need not all fit in memory; that may take
+            as long as it likes, for heartbeats are answered meanwhile.
+        :param on_progress: called on the calling thread with the count confirmed so far, now and then.
         :return: how many were published, every one confirmed.
         :raises PublishFailed: as :meth:`publish`.
+        :raises ConnectionFailed: as :meth:`publish`.
         """
+        channel: Channel | None = None
+        under_way: deque[tuple[asyncio.Future[None], int]] = deque()
+        confirmed = size = 0
 
-        async def send_all() -> int:
-            channel = await self._ready()
-            under_way: deque[tuple[asyncio.Future[None], int]] = deque()
-            remaining = iter(messages)
-            confirmed = size = 0
+        async def settle(count: int, volume: int) -> None:
+            nonlocal confirmed, size
+            while channel and under_way and (len(under_way) > count or size > volume or under_way[0][0].done()):
+                await channel.confirmed(under_way[0][0], timeout=self._timeout)
+                size -= under_way.popleft()[1]
+                confirmed += 1
 
-            async def settle(count: int, volume: int) -> None:
-                nonlocal confirmed, size
-                while under_way and (len(under_way) > count or size > volume):
-                    await channel.confirmed(under_way[0][0], timeout=self._timeout)
-                    size -= under_way.popleft()[1]
-                    confirmed += 1
-
-            def fill() -> bool:
-                """Send until the window is full; whether it is."""
-                nonlocal size
-                with channel.connection.held():
-                    for message in remaining:
-                        future = channel.send(
-                            message.exchange,
-                            message.routing_key,
-                            message.body,
-                            message.properties,
-                            mandatory=mandatory,
-                        )
-                        under_way.append((future, len(message.body)))
-                        size += len(message.body)
-                        if len(under_way) >= WINDOW or size >= WINDOW_BYTES:
-                            return True
-                return False
-
-            try:
-                while fill():
-                    # Half a window at a time: the broker always has work, and the loop wakes rarely.
-                    await settle(WINDOW // 2, WINDOW_BYTES // 2)
-                    if on_progress is not None:
-                        on_progress(confirmed)
+        async def send(chunk: list[Outgoing]) -> None:
+            nonlocal channel, size
+            if channel is not None and not channel.is_open:
+                # What was not confirmed has failed with it: that comes out here, and no new channel hides it.
                 await settle(0, 0)
-            except PublishFailed as error:
-                raise type(error)(f"{error} ({confirmed} messages before it were confirmed.)") from error
-            finally:
-                for future, _ in under_way:
-                    future.cancel()
-            if on_progress is not None:
-                on_progress(confirmed)
-            return confirmed
+            if channel is None or not channel.is_open:
+                channel = await self._ready()
+            with channel.connection.held():
+                for message in chunk:
+                    future = channel.send(
+                        message.exchange, message.routing_key, message.body, message.properties, mandatory=mandatory
+                    )
+                    under_way.append((future, len(message.body)))
+                    size += len(message.body)
+            # Half a window stays under way: the broker always has work, and the loop wakes rarely.
+            await settle(CHUNK, WINDOW_BYTES // 2)
 
-        published: int = self.run(send_all())
-        return published
+        async def forget() -> None:
+            for future, _ in under_way:
+                future.cancel()
+
+        remaining, limit = iter(messages), 1
+        try:
+            while True:
+                chunk: list[Outgoing] = []
+                began = time.monotonic()
+                try:
+                    ended = _take(remaining, chunk, limit, until=began + CHUNK_SECONDS)
+                finally:
+                    # Also when the caller's iterable raises: what it gave before is not held back.
+                    self.run(send(chunk))
+                if ended:
+                    break
+                if on_progress is not None and limit == CHUNK:
+                    on_progress(confirmed)
+                # What comes slowly goes one by one.
+                limit = min(2 * limit, CHUNK) if time.monotonic() - began < CHUNK_SECONDS else 1
+            self.run(settle(0, 0))
+        except RabbitMQSparkError as error:
+            raise type(error)(f"{error} ({confirmed} messages before it were confirmed.)") from error
+        finally:
+            if under_way:
+                self.run(forget())
+        if on_progress is not None:
+            on_progress(confirmed)
+        return confirmed
 
     def close(self) -> None:
         """Close the connection and end the thread. May be called twice."""
@@ -199,3 +211,14 @@ class Publisher:
         if connection is not None and background.is_running:
             background.call(connection.close(), timeout=10)
         background.stop()
+
+
+def _take(remaining: Iterator[Outgoing], chunk: list[Outgoing], limit: int, *, until: float) -> bool:
+    """Fill a chunk with ``limit`` messages, or half a window's bytes, or what comes in time; whether that was all."""
+    size = 0
+    for message in remaining:
+        chunk.append(message)
+        size += len(message.body)
+        if len(chunk) >= limit or size >= WINDOW_BYTES // 2 or time.monotonic() >= until:
+            return False
+    return True

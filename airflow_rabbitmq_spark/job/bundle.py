@@ -57,10 +57,14 @@ def write(directory: str | Path | None = None) -> Path:
         return target
     # In one step, so that a Spark worker never reads half of it, and readable for its user.
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=target.stem, suffix=".part")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    Path(temporary).chmod(0o644)
-    Path(temporary).replace(target)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
     return target
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 
 import pika
@@ -161,6 +162,39 @@ def test_a_batch_stops_at_the_first_that_is_not_taken(broker_endpoint, operation
         # No more than a window was under way.
         assert len(taken) <= WINDOW + 1
         publisher.publish("", queue, b"goes on")
+
+
+def test_who_takes_long_to_make_messages_is_not_taken_for_dead(broker, operations, queue):
+    """The broker drops a connection that is silent for two heartbeats: they are answered while the caller is busy."""
+    endpoint = broker.endpoint(heartbeat=1)
+
+    def messages():
+        yield Outgoing(b"first", queue)
+        time.sleep(5)
+        assert waiting(operations, queue) == 1
+        yield Outgoing(b"second", queue)
+
+    with Publisher(endpoint) as publisher:
+        connection = publisher._connection
+        assert publisher.publish_many(messages()) == 2
+        assert publisher._connection is connection
+
+
+def test_a_batch_tells_how_much_was_confirmed_when_the_connection_is_lost(broker, operations, queue):
+    def messages(proxy):
+        for n in range(WINDOW):
+            yield Outgoing(str(n).encode(), queue)
+        eventually(lambda: waiting(operations, queue) >= WINDOW // 2)
+        proxy.cut()
+        while True:
+            yield Outgoing(b"x", queue)
+
+    with (
+        Proxy(broker.port) as proxy,
+        Publisher(through(proxy, broker)) as publisher,
+        pytest.raises(ConnectionFailed, match=r"\(\d+ messages before it were confirmed\.\)"),
+    ):
+        publisher.publish_many(messages(proxy))
 
 
 def test_an_error_while_messages_are_made_comes_out(broker_endpoint, queue):
