@@ -179,16 +179,24 @@ class Airflow:
     def api(self, method: str, path: str, **arguments: Any) -> Any:
         """Call ``/api/v2`` and return the JSON of the answer.
 
-        :raises requests.HTTPError: the answer is an error.
+        :raises requests.HTTPError: the answer is an error; one that reads is asked again where the error may pass.
+        :raises requests.Timeout: likewise, when there is no answer.
         """
         if "Authorization" not in self._session.headers:
             login = {"username": self.username, "password": self.password}
             token = self._session.post(f"{self.url}/auth/token", json=login, timeout=30).json()["access_token"]
             self._session.headers["Authorization"] = f"Bearer {token}"
-        for _ in range(5):
-            answer = self._session.request(method, f"{self.url}/api/v2/{path}", timeout=30, **arguments)
-            if method != "GET" or answer.status_code < 500:
-                break
+        attempts = 5 if method == "GET" else 1
+        while True:
+            attempts -= 1
+            try:
+                answer = self._session.request(method, f"{self.url}/api/v2/{path}", timeout=60, **arguments)
+            except requests.Timeout:
+                if not attempts:
+                    raise
+            else:
+                if answer.status_code < 500 or not attempts:
+                    break
             # SQLite lets nobody read while somebody has written for long, and Airflow gives up after a while.
             time.sleep(1)
         answer.raise_for_status()
