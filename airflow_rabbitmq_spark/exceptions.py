@@ -105,7 +105,16 @@ class ConnectionLost(ConnectionFailed):
 
 
 class AccessRefused(RabbitMQSparkError):
-    """The user lacks the permission for an operation."""
+    """The user lacks the permission for an operation.
+
+    :param refusal: what was refused.
+    :param remedy: what to change, the end of the message. Who knows better what it takes says that instead.
+    """
+
+    def __init__(self, refusal: str, remedy: str = "") -> None:
+        super().__init__(f"{refusal} {remedy}".rstrip())
+        self.refusal = refusal
+        self.remedy = remedy
 
 
 class NotFound(RabbitMQSparkError):

@@ -73,9 +73,9 @@ def access_refused(text: str, place: Place) -> RabbitMQSparkError:
     if "reserved prefix" in text:
         return AccessRefused(f"Names that start with 'amq.' belong to the broker ({text}) at {place}.")
     return AccessRefused(
-        f"User {endpoint.username!r} may not do this at {place}: {text}. Grant it with: rabbitmqctl set_permissions -p "
-        f"'{endpoint.virtual_host}' '{endpoint.username}' CONFIGURE WRITE READ, each a pattern such as "
-        "'^airflow\\.spark'."
+        f"User {endpoint.username!r} may not do this at {place}: {text}.",
+        f"Grant it with: rabbitmqctl set_permissions -p '{endpoint.virtual_host}' '{endpoint.username}' CONFIGURE WRITE "
+        "READ, each a pattern such as '^airflow\\.spark'.",
     )
 
 

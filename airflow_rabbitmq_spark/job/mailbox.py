@@ -119,12 +119,15 @@ class Mailbox:
                 self._on_channel(refused)
             self._on_channel(work)
         except AccessRefused as error:
+            if not error.remedy:
+                # It is not for want of a permission.
+                raise
             name = job.exchange.replace(".", "\\.")
             raise AccessRefused(
-                f"The user may not declare what a job needs: {error} Give it the permissions, on the broker: "
-                f"rabbitmqctl set_permissions -p '{self._endpoint.virtual_host}' '{self._endpoint.username}' "
-                f"'^{name}(\\..*)?$' '^({name}(\\..*)?|amq\\.default)$' '^{name}(\\..*)?$'"
-            ) from error
+                f"The user may not declare what a job needs: {error.refusal}",
+                f"Give it the permissions, on the broker: rabbitmqctl set_permissions -p '{self._endpoint.virtual_host}' "
+                f"'{self._endpoint.username}' '^{name}(\\..*)?$' '^({name}(\\..*)?|amq\\.default)$' '^{name}(\\..*)?$'",
+            ) from None
 
     def exists(self, job: Job) -> bool:
         """Whether the job's queue is there."""
