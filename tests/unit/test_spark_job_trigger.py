@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
+import time
 from dataclasses import asdict
 
 import pytest
 from airflow.sdk._shared.module_loading import import_string
 
+from airflow_rabbitmq_spark.hooks.rabbitmq import RabbitMQHook
 from airflow_rabbitmq_spark.job.events import Event, Kind
 from airflow_rabbitmq_spark.job.topology import Job
 from airflow_rabbitmq_spark.job.watch import Rules
@@ -43,6 +46,41 @@ def test_a_trigger_stored_before_an_upgrade_still_loads():
         "cancel_grace": 10.0,
         "fire_after": 0.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("connection", "reason"),
+    [
+        (None, "There is no connection 'broker'."),
+        ("amqp://u:p@127.0.0.1/?heartbeat=often", "heartbeat"),
+        ("postgres://u:p@127.0.0.1/", "postgres"),
+    ],
+)
+def test_without_a_usable_connection_it_says_so_but_not_before_airflow_is_ready_for_it(monkeypatch, connection, reason):
+    if connection is not None:
+        monkeypatch.setenv("AIRFLOW_CONN_BROKER", connection)
+    asked = asyncio.Event()
+
+    async def ask(hook, *, real=RabbitMQHook.amultiplexer):
+        try:
+            return await real(hook)
+        finally:
+            asked.set()
+
+    monkeypatch.setattr(RabbitMQHook, "amultiplexer", ask)
+
+    async def story():
+        # Nothing is tried again: once it is known that there is no connection, only the time is waited for.
+        early = asyncio.ensure_future(anext(SparkJobTrigger(**REQUIRED, fire_after=time.time() + 3600).run()))
+        await asyncio.wait_for(asked.wait(), 60)
+        done, _ = await asyncio.wait([early], timeout=0.5)
+        assert done == set()
+        early.cancel()
+        return [event.payload async for event in SparkJobTrigger(**REQUIRED, fire_after=time.time() - 1).run()]
+
+    (event,) = asyncio.run(story())
+    assert (event["job_id"], event["verdict"]) == (JOB.job_id, "unreachable")
+    assert reason in event["reason"]
 
 
 @pytest.mark.parametrize(
