@@ -13,7 +13,8 @@ from airflow_rabbitmq_spark.amqp.blocking import Operations
 from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
 from airflow_rabbitmq_spark.amqp.multiplexer import Multiplexer, shared
 from airflow_rabbitmq_spark.amqp.publisher import Outgoing, Publisher
-from airflow_rabbitmq_spark.exceptions import AuthenticationFailed, BrokerUnreachable, NotFound
+from airflow_rabbitmq_spark.amqp.subscription import Lane
+from airflow_rabbitmq_spark.exceptions import AuthenticationFailed, BrokerUnreachable, NotFound, RabbitMQSparkError
 from stack.processes import free_port
 from stack.proxy import Proxy
 from tests.broker.drivers import PATIENCE, alarm, eventually, through
@@ -158,6 +159,32 @@ def test_a_queue_that_is_gone_ends_its_own_wait_only(broker_endpoint, queues):
                 await multiplexer.inspect(gone)
 
     asyncio.run(work())
+
+
+def test_a_defect_in_one_wait_ends_only_that(broker_endpoint, queues, monkeypatch, caplog):
+    bad, *good = queues.names[:20]
+
+    async def consume(lane, subscription, *, real=Lane.consume):
+        if subscription.queue == bad:
+            raise LookupError("nobody foresaw it")
+        await real(lane, subscription)
+
+    monkeypatch.setattr(Lane, "consume", consume)
+
+    async def work() -> None:
+        multiplexer = Multiplexer(broker_endpoint)
+        async with subscribed(multiplexer, [bad, *good]) as (broken, *others):
+            with pytest.raises(RabbitMQSparkError, match=f"^Queue '{bad}': LookupError: nobody foresaw it$"):
+                await patiently(broken.next())
+            await in_thread(queues.publish, b"x")
+            await all_of(others, b"x")
+            # And one that comes later, on the same connection.
+            async with multiplexer.subscribe(queues.names[20]) as later:
+                assert (await patiently(later.next())).body == b"x"
+            assert multiplexer.connections_opened == 1
+
+    asyncio.run(work())
+    assert "could not be consumed; the other waits go on" in caplog.text
 
 
 def test_what_is_not_acknowledged_goes_back(broker_endpoint, one):

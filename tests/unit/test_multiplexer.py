@@ -1,12 +1,16 @@
-"""What a subscription refuses before anything is sent: one bad name must cost no other wait."""
+"""What costs no other wait: a name that is none is refused before anything is sent, and no defect leaves anybody waiting."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+
 import pytest
 
+from airflow_rabbitmq_spark.amqp.connection import Connection
 from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
 from airflow_rabbitmq_spark.amqp.multiplexer import Multiplexer
-from airflow_rabbitmq_spark.exceptions import ConfigurationError
+from airflow_rabbitmq_spark.exceptions import ConfigurationError, RabbitMQSparkError
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256, "ä" * 128, "\ud800", None, 7])
@@ -19,3 +23,29 @@ def test_what_is_no_name_of_a_queue(name):
 @pytest.mark.parametrize("name", ["x", "x" * 255, "ä" * 127])
 def test_what_is_one(name):
     assert Multiplexer(Endpoint.from_uri("amqp://guest:guest@localhost/")).subscribe(name).queue == name
+
+
+def test_a_defect_ends_every_wait_with_an_error_and_the_next_begins_anew(monkeypatch, caplog):
+    """Of a library, say, or a callback: what nobody foresaw must not leave ten thousand tasks waiting for ever."""
+    opened = []
+
+    async def broken(*_arguments, **_more):
+        opened.append(True)
+        raise LookupError("nobody foresaw it")
+
+    monkeypatch.setattr(Connection, "open", broken)
+    caplog.set_level(logging.ERROR, "airflow_rabbitmq_spark")
+
+    async def story():
+        multiplexer = Multiplexer(Endpoint.from_uri("amqp://guest:canary-5c@localhost/"))
+        for round_ in (1, 2):
+            async with multiplexer.subscribe("one") as one, multiplexer.subscribe("two") as two:
+                for subscription in (one, two):
+                    with pytest.raises(RabbitMQSparkError, match=r"^LookupError: nobody foresaw it$"):
+                        await asyncio.wait_for(subscription.next(), 60)
+            assert len(opened) == round_
+
+    asyncio.run(story())
+    # With a traceback, for whoever has to mend it.
+    assert [record.exc_info[0] for record in caplog.records] == [LookupError] * 2
+    assert "canary-5c" not in caplog.text
