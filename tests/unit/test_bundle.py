@@ -117,6 +117,24 @@ def test_an_application_runs_in_it_as_it_would_alone(path, tmp_path):
     assert "50% half" in done.stderr
 
 
+def test_processes_that_an_application_spawns_find_the_package_too(path, tmp_path):
+    # A spawned process begins with nothing but its parent's sys.path: it must have the bundle, and the application's folder.
+    (tmp_path / "beside.py").write_text("NAME = 'beside'\n")
+    application = tmp_path / "application.py"
+    application.write_text(
+        "import multiprocessing\n"
+        "def work(n):\n"
+        "    import beside, pika\n"
+        "    from airflow_rabbitmq_spark.job import open_job\n"
+        "    return n * 2, beside.NAME, pika.__file__, open_job.__code__.co_filename\n"
+        "if __name__ == '__main__':\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        print(*pool.apply_async(work, [21]).get(60))\n"
+    )
+    source = f"{path}/airflow_rabbitmq_spark/job/session.py"
+    assert run(path, application).stdout == f"42 beside {path}/pika/__init__.py {source}\n"
+
+
 def test_the_applications_exit_code_is_the_processs(path, tmp_path):
     application = tmp_path / "application.py"
     application.write_text("import sys\nsys.exit(3)\n")
