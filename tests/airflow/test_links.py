@@ -16,6 +16,11 @@ def links(airflow, run, task_id):
     return answer["extra_links"]
 
 
+def is_known(found):
+    """Whether the driver has reported, and Airflow has been told of both links that it gives: one after the other."""
+    return found.get("Spark UI") and "appId=" in found.get("Spark master", "")
+
+
 @pytest.fixture
 def get():
     """The pages behind links; all of them are on loopback."""
@@ -29,7 +34,7 @@ def test_links_lead_to_the_queue_the_driver_and_the_master(airflow_stack, broker
     run = airflow_stack.trigger(DAG, go=str(go))
     found = {}
     deadline = time.monotonic() + 240
-    while not all((found.get(task_id) or {}).get("Spark UI") for task_id in TASKS):
+    while not all(is_known(found.get(task_id) or {}) for task_id in TASKS):
         assert airflow_stack.run_state(DAG, run) in {"queued", "running"}, airflow_stack.log(DAG, run, "deferred")
         assert time.monotonic() < deadline, f"{found}\n{airflow_stack.log(DAG, run, 'deferred')}"
         time.sleep(0.5)
