@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import time
@@ -276,6 +277,52 @@ with open_job() as job:
         ]
         assert listener.wait(Kind.RESUMED).data["away"] >= 0
         assert [event.sequence for event in said] == list(range(1, 8))
+
+
+def test_only_what_was_sent_comes_before_resumed_and_nothing_after_the_last_word(broker):
+    """What was sent and is not confirmed has its number, and may have been heard."""
+    # What was said first is heard here before its confirm is there.
+    code = """
+with open_job() as job:
+    while job._link._outbox or not job._link._report.delivered: time.sleep(0.05)
+    say("runs")
+    if hear() == "progress":
+        job.progress(text="one")
+        job.progress(text="two")
+"""
+    cases = {
+        ("sent", "progress"): ["started", "one", "resumed", "two", "succeeded"],
+        ("sent", "last word"): ["started", "succeeded"],
+        ("not sent", "progress"): ["started", "resumed", "one", "two", "succeeded"],
+        ("not sent", "last word"): ["started", "resumed", "succeeded"],
+    }
+    with Proxy(broker.port) as proxy, contextlib.ExitStack() as stack:
+        endpoint = through(proxy, broker, heartbeat=2, connection_timeout=2)
+        listeners, drivers = {}, {}
+        for case in cases:
+            job, _, listeners[case] = stack.enter_context(declared(broker.endpoint()))
+            drivers[case] = Driver(job, endpoint, code, settings=Settings(delivery_timeout=PATIENCE))
+            stack.enter_context(drivers[case])
+        for driver in drivers.values():
+            driver.hear("runs")
+        # What is written from now on goes nowhere, and nobody notices for two heartbeats.
+        proxy.black_hole()
+        for case in ("sent", "progress"), ("sent", "last word"):
+            drivers[case].say(case[1])
+        for case, driver in drivers.items():
+            listeners[case].wait(Kind.LOST)
+            driver.logs("Not connected to Airflow's broker")
+        for case in ("not sent", "progress"), ("not sent", "last word"):
+            drivers[case].say(case[1])
+        proxy.restore()
+        heard = {}
+        for case, driver in drivers.items():
+            assert driver.wait() == 0, driver.errors
+            listeners[case].wait(Kind.SUCCEEDED)
+            said = [event for event in listeners[case].events if event.kind is not Kind.LOST]
+            assert [event.sequence for event in said] == list(range(1, len(said) + 1)), case
+            heard[case] = [event.data.get("text") or event.kind.value for event in said]
+        assert heard == cases
 
 
 def test_progress_is_shed_before_it_blocks_and_the_end_never_is(broker):
