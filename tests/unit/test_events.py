@@ -216,7 +216,6 @@ def test_what_is_not_json_cannot_be_written(data):
         (deep(MAX_DEPTH + 1), f"is nested more than {MAX_DEPTH} deep at [0]"),
         ({"k" * 100: {"a": object()}}, f"has a builtins.object at ['{'k' * 39}]['a']:"),
     ],
-    ids=str,
 )
 def test_a_result_that_is_not_json(result, problem):
     with pytest.raises(ResultInvalid) as caught:
