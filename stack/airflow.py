@@ -9,6 +9,8 @@ import secrets
 import subprocess
 import sys
 import time
+import uuid
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,17 +178,18 @@ class Airflow:
 
     # The REST API ----------------------------------------------------------------------------------------------------
 
-    def api(self, method: str, path: str, **arguments: Any) -> Any:
+    def api(self, method: str, path: str, *, attempts: int = 0, **arguments: Any) -> Any:
         """Call ``/api/v2`` and return the JSON of the answer.
 
-        :raises requests.HTTPError: the answer is an error; one that reads is asked again where the error may pass.
-        :raises requests.Timeout: likewise, when there is no answer.
+        :param attempts: how often to ask where there is no answer, or an error that may pass; 0 is 5 for what only reads.
+        :raises requests.HTTPError: the answer is an error.
+        :raises requests.Timeout: there is no answer.
         """
         if "Authorization" not in self._session.headers:
             login = {"username": self.username, "password": self.password}
             token = self._session.post(f"{self.url}/auth/token", json=login, timeout=30).json()["access_token"]
             self._session.headers["Authorization"] = f"Bearer {token}"
-        attempts = 5 if method == "GET" else 1
+        attempts = attempts or (5 if method == "GET" else 1)
         while True:
             attempts -= 1
             try:
@@ -221,7 +224,16 @@ class Airflow:
     def trigger(self, dag_id: str, **conf: Any) -> str:
         """Start a run of a DAG and return its id."""
         self.wait_for_dag(dag_id)
-        return str(self.api("POST", f"dags/{dag_id}/dagRuns", json={"logical_date": None, "conf": conf})["dag_run_id"])
+        run_id = f"manual__{uuid.uuid4().hex}"
+        body = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
+        try:
+            self.api("POST", f"dags/{dag_id}/dagRuns", attempts=5, json=body)
+        except requests.HTTPError as error:
+            if (
+                error.response.status_code != HTTPStatus.CONFLICT
+            ):  # an attempt that was answered with an error got through
+                raise
+        return run_id
 
     def run_state(self, dag_id: str, run_id: str) -> str:
         """``queued``, ``running``, ``success`` or ``failed``."""
