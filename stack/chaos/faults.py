@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_rabbitmq_spark.job.handover import VARIABLE
-from stack.chaos.parts import Gate, send
+from stack.chaos.parts import Gate, executable, send
 from stack.chaos.round import READ_LINE, Expected, Held, Missed, Round
 
 if TYPE_CHECKING:
@@ -172,7 +172,9 @@ def driver_killed(r: Round, what: str, stage: str) -> None:
     elif what == "JVM":
         send(r.jvms(), signal.SIGKILL)
     else:
-        r.stack.spark.worker.signal(signal.SIGKILL, containing="deploy.worker.Worker")
+        # Not the shell that starts it again, which has the same words in its command line.
+        workers = r.stack.spark.worker.pids(containing="deploy.worker.Worker")
+        send([pid for pid in workers if executable(pid) == "java"], signal.SIGKILL)
     r.say(f"killed the {what}")
 
 

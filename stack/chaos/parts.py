@@ -178,6 +178,7 @@ class Stack:
                 triggerer.stop()
                 triggerer.start()
         self.spark.worker.signal(signal.SIGCONT)
+        self.spark.wait()
         if not self.broker.process.is_running:
             self.broker.start()
         self.broker.resume()
