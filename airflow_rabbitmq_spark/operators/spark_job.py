@@ -138,6 +138,8 @@ class SparkJobOperator(SparkSubmitOperator):
                 record = self._submit(context, mailbox, endpoint)
             if outcome is not None:
                 return self._conclude(context, mailbox, record, outcome)
+            # One that was stopped must not be deferred, to wait for what is stopped, or for what nobody will stop.
+            self._heed_kill(mailbox, record)
         return self._wait(context, record)
 
     def _submit(self, context: Context, mailbox: Mailbox, endpoint: Endpoint) -> Record:
@@ -445,13 +447,16 @@ class SparkJobOperator(SparkSubmitOperator):
             raise
 
     def _heed_kill(self, mailbox: Mailbox, record: Record) -> None:
-        """Submit nothing for a task that was stopped, and leave nothing of it.
+        """Submit nothing for a task that was stopped, wait for nothing, and leave nothing of it.
 
         :raises JobCancelled: it was stopped.
         """
         if self._killed:
             self._stop(mailbox, record, "the task was stopped in Airflow", grace=0.0)
-            raise JobCancelled(f"{self.task_id} was stopped in Airflow while it submitted {self.application}.")
+            raise JobCancelled(
+                f"{self.task_id} was stopped in Airflow while it submitted {self.application}, or took up what an earlier "
+                "try had submitted. The job is stopped too."
+            )
 
     def _stop(self, mailbox: Mailbox, record: Record, reason: str, *, grace: float | None = None) -> None:
         from airflow_rabbitmq_spark.job.topology import Job
