@@ -330,6 +330,8 @@ class SparkJobOperator(SparkSubmitOperator):
         store(context["ti"], self.links)
         with Mailbox(self._endpoint(), connection_name=self._connection_name(context)) as mailbox:
             outcome = mailbox.wait(Job.from_json(record.job), self._rules(record), show)
+        # Another, because the wait may have outlived this one's connection by days.
+        with Mailbox(self._endpoint(), connection_name=self._connection_name(context)) as mailbox:
             return self._conclude(context, mailbox, record, outcome)
 
     def resume(self, context: Context, event: dict[str, Any], record: dict[str, Any]) -> Any:
