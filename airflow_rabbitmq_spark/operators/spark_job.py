@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, cast
 
@@ -39,6 +39,9 @@ XCOM_DETAILS = "spark_job"
 #: Seconds for a driver to end cleanly when Airflow stops the worker's process: Airflow sends SIGKILL 5 s after SIGTERM
 #: (``airflow.sdk.execution_time.supervisor``, 3.3.2), and to connect and to clean up takes its part of them.
 KILL_GRACE = 2.5
+#: Seconds for all of the broker's hosts to let us in then: one that does not answer must leave time to kill the driver
+#: through Spark. For plain AMQP it takes as long again to look why it does not answer.
+KILL_CONNECT = 1.5
 
 
 class SparkJobOperator(SparkSubmitOperator):
@@ -441,6 +444,8 @@ class SparkJobOperator(SparkSubmitOperator):
             return
         try:
             endpoint = RabbitMQHook(self.rabbitmq_conn_id).endpoint()
+            patience = min(endpoint.connection_timeout, KILL_CONNECT / len(endpoint.hosts))
+            endpoint = replace(endpoint, connection_timeout=patience)
             with Mailbox(endpoint, connection_name="airflow-rabbitmq-spark cancel") as mailbox:
                 self._stop(mailbox, record, "the task was stopped in Airflow", grace=min(self.cancel_grace, KILL_GRACE))
         except RabbitMQSparkError:
