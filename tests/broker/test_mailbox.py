@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import threading
 import time
 import traceback
 from dataclasses import replace
@@ -12,13 +13,14 @@ import pytest
 from airflow_rabbitmq_spark.amqp.blocking import Operations
 from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
 from airflow_rabbitmq_spark.amqp.publisher import Publisher
-from airflow_rabbitmq_spark.exceptions import AccessRefused, BrokerUnreachable, TopologyConflict
+from airflow_rabbitmq_spark.exceptions import AccessRefused, BrokerUnreachable, ConnectionFailed, TopologyConflict
 from airflow_rabbitmq_spark.job.events import Event, Kind, encode
 from airflow_rabbitmq_spark.job.mailbox import Mailbox
 from airflow_rabbitmq_spark.job.topology import Job, refused_exchange
 from airflow_rabbitmq_spark.job.watch import Rules, Verdict
 from stack.processes import free_port
-from tests.broker.drivers import Driver, declared
+from stack.proxy import Proxy
+from tests.broker.drivers import Driver, declared, through
 
 WAITING = """
 with open_job() as job:
@@ -159,6 +161,43 @@ def test_who_cannot_be_asked_because_of_an_alarm_is_killed(broker, broker_endpoi
         finally:
             broker.ctl("set_vm_memory_high_watermark", "0.4")
         assert driver.wait() == -9
+
+
+@pytest.mark.parametrize(("asked", "way"), [(False, "refuse"), (False, "black_hole"), (True, "refuse")])
+def test_to_stop_without_a_broker_is_to_kill(broker, broker_endpoint, asked, way):
+    code = WAITING.replace(
+        "time.sleep(300)", "while True:\n        try: time.sleep(300)\n        except KeyboardInterrupt: say('no')"
+    )
+    with (
+        declared(broker_endpoint) as (job, _, listener),
+        Driver(job, broker_endpoint, code) as driver,
+        Proxy(broker.port) as proxy,
+        Mailbox(through(proxy, broker, heartbeat=1, connection_timeout=2), connection_name="test") as mailbox,
+    ):
+        driver.hear("runs")
+        killed = []
+
+        def kill() -> None:
+            driver.process.kill()
+            killed.append(True)
+
+        def cut() -> None:
+            if asked:
+                driver.hear("no")
+            getattr(proxy, way)()
+
+        cutting = threading.Thread(target=cut)
+        cutting.start()
+        if not asked:
+            cutting.join()
+        with pytest.raises(ConnectionFailed):
+            mailbox.stop(job, "enough", grace=5, kill=kill)
+        cutting.join()
+        assert killed == [True]
+        assert driver.wait() == -9
+        # Its queues are left to expire; whoever waits for it is told.
+        listener.wait(Kind.LOST)
+        assert {job.job_queue, job.will_queue} <= broker.queues()
 
 
 def test_to_stop_what_has_not_started_is_to_kill(broker, broker_endpoint):
