@@ -42,6 +42,8 @@ KILL_GRACE = 2.5
 #: Seconds for all of the broker's hosts to let us in then: one that does not answer must leave time to kill the driver
 #: through Spark. For plain AMQP it takes as long again to look why it does not answer.
 KILL_CONNECT = 1.5
+#: Seconds in which a succeeded task that cannot delete its queues tries again: as long as a broker takes to restart.
+CLEAN_UP_PATIENCE = 20.0
 
 
 class SparkJobOperator(SparkSubmitOperator):
@@ -344,6 +346,11 @@ class SparkJobOperator(SparkSubmitOperator):
         from airflow_rabbitmq_spark.job.watch import Outcome, Verdict
 
         kept = self._running = Record(**record)
+        if event["job_id"] != kept.job["job_id"]:
+            # Airflow knows triggers by their id, and SQLite gives a new one the id of one that was just deleted: the
+            # trigger of a task that was cleared can fire in the name of the one that waits for the task's new job.
+            self.log.info("The event is about job %s, which was given up; waiting on.", event["job_id"])
+            return self._wait(context, kept)
         verdict = Verdict(event["verdict"])
         with Mailbox(self._endpoint(), connection_name=self._connection_name(context)) as mailbox:
             outcome = Outcome(verdict, reason=event.get("reason"))
@@ -426,11 +433,22 @@ class SparkJobOperator(SparkSubmitOperator):
         return event.data.get("result")
 
     def _clean_up(self, job: Job) -> None:
+        """Delete the job's queues. A broker that restarts is waited for, but not for long: they expire by themselves."""
         from airflow_rabbitmq_spark.job.mailbox import Mailbox
 
-        endpoint = RabbitMQHook(self.rabbitmq_conn_id).endpoint()
-        with Mailbox(endpoint, connection_name=f"airflow-rabbitmq-spark clean-up {job.job_id}") as mailbox:
-            mailbox.delete(job)
+        give_up = time.monotonic() + CLEAN_UP_PATIENCE
+        while True:
+            try:
+                endpoint = RabbitMQHook(self.rabbitmq_conn_id).endpoint()
+                with Mailbox(endpoint, connection_name=f"airflow-rabbitmq-spark clean-up {job.job_id}") as mailbox:
+                    mailbox.delete(job)
+            except RabbitMQSparkError as trouble:
+                if not trouble.transient or time.monotonic() >= give_up:
+                    self.log.warning("The job's queues could not be deleted; they expire by themselves. %s", trouble)
+                    return
+                time.sleep(1)
+            else:
+                return
 
     # Stopping --------------------------------------------------------------------------------------------------------
 

@@ -149,10 +149,10 @@ def worker_killed_resuming(r: Round, moment: str) -> None:
     else:
         r.wait(lambda: READ_LINE in r.log(), "result", every=0.005)
         time.sleep(r.uniform(0, 0.1) if moment == "after reading" else r.uniform(0.1, 1))
-        r.expected.queues_may_stay = True
     # It may be through already.
     with contextlib.suppress(Missed):
         r.kill_worker()
+    r.expected.queues_may_stay = READ_LINE in r.log()
 
 
 # The driver ----------------------------------------------------------------------------------------------------------
@@ -199,6 +199,7 @@ def broker_fault(r: Round, how: str, stage: str) -> None:
     """Restart, SIGKILL, or away for long, at a stage of the job."""
     # A try that needs the broker and finds none fails, and Airflow tries again. While deferred nothing needs a try.
     r.expected = Expected(tries=(1, 1) if stage in ("middle", "start") else ANY_TRIES)
+    r.expected.queues_may_stay = (how, stage) == ("away", "resume")
     r.seconds = r.uniform(6, 14)
     with r.at(stage):
         if how == "restart" or (how == "away" and r.chance.random() < 0.5):

@@ -31,6 +31,7 @@ from airflow_rabbitmq_spark.hooks.spark_standalone import USER_JAR
 from airflow_rabbitmq_spark.job.mailbox import Mailbox
 from airflow_rabbitmq_spark.job.topology import Job
 from airflow_rabbitmq_spark.job.watch import Verdict
+from airflow_rabbitmq_spark.operators import spark_job
 from airflow_rabbitmq_spark.operators.spark_job import KILL_GRACE, STORE_KEY, SparkJobOperator
 from stack.proxy import Proxy
 from tests.broker.drivers import PATIENCE, SPARK_PYTHON, eventually
@@ -184,8 +185,12 @@ class Stage:
             bundle=str(self.runs.parent),
             **more,
         )
+        return task, lambda: task.execute(self.context())
+
+    def context(self) -> dict[str, Any]:
+        """What Airflow gives a task."""
         ti = SimpleNamespace(dag_id="dag", task_id="task", run_id="run", try_number=1, max_tries=1)
-        return task, lambda: task.execute({"ti": ti, "task_state_store": self.store})
+        return {"ti": ti, "task_state_store": self.store}
 
     def queues(self) -> set[str]:
         """What is there of the jobs' queues, but for those that go with a driver's connection."""
@@ -403,3 +408,49 @@ def test_a_job_that_cannot_be_asked_after_is_neither_given_up_nor_replaced(stage
     assert stage.queues() == {job.job_queue, job.will_queue}
     with Mailbox(broker_endpoint, connection_name="test") as mailbox:
         assert mailbox.look(job).verdict is Verdict.LOST
+
+
+def test_an_event_about_a_job_that_was_given_up_does_not_end_the_wait_for_another(stage):
+    """Airflow on SQLite gave a trigger the id of one that was deleted, whose event came then (make chaos, seed 202)."""
+    stage.spark.room = False
+    task, execute = stage.task()
+    with pytest.raises(TaskDeferred) as deferred:
+        execute()
+    event = {"job_id": "another", "verdict": "vanished", "reason": "its queue is gone"}
+    with pytest.raises(TaskDeferred) as again:
+        task.resume(stage.context(), event, **deferred.value.kwargs)
+    assert again.value.trigger.job == deferred.value.trigger.job == stage.store.job.to_json()
+    assert stage.spark.killed == []
+    assert stage.queues() == {stage.store.job.job_queue, stage.store.job.will_queue}
+
+
+# A job that has succeeded ---------------------------------------------------------------------------------------------
+
+
+def test_the_queues_of_a_success_are_deleted_when_the_broker_is_back(stage, monkeypatch):
+    stage.spark.room = False
+    task, execute = stage.task()
+    with pytest.raises(TaskDeferred):
+        execute()
+    with Proxy(stage.broker.port) as proxy:
+        uri = stage.broker.connection().replace(f":{stage.broker.port}/", f":{proxy.port}/")
+        monkeypatch.setenv("AIRFLOW_CONN_RABBITMQ_TEST", uri)
+        proxy.refuse()
+        cleaning = Waiting(lambda: task._clean_up(stage.store.job))
+        eventually(lambda: proxy.accepted > 1)
+        proxy.restore()
+        assert cleaning.ended_with() is None
+    assert stage.queues() == set()
+
+
+def test_a_success_is_none_the_less_one_when_the_broker_stays_away(stage, monkeypatch, capsys):
+    monkeypatch.setattr(spark_job, "CLEAN_UP_PATIENCE", 0.0)
+    with Proxy(stage.broker.port) as proxy:
+        monkeypatch.setenv(
+            "AIRFLOW_CONN_RABBITMQ_TEST",
+            stage.broker.connection().replace(f":{stage.broker.port}/", f":{proxy.port}/"),
+        )
+        proxy.refuse()
+        task, _ = stage.task()
+        task._clean_up(Job.new("dag", "task", "exchange"))
+    assert "queues could not be deleted; they expire by themselves" in capsys.readouterr().out
