@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 SPARK := .venv-spark/bin/python
 PYTEST := $(BIN)/python -m pytest
+# Tests on a broker wait most of the time. Each process starts one of its own.
+TOGETHER := -n 3 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-peers system demo test test-unit test-broker test-rabbitmq-4 test-spark test-airflow chaos lint format constraints clean
@@ -44,14 +46,14 @@ format: setup ## let ruff write what it can
 	$(BIN)/ruff format .
 
 test-unit: setup ## tests that need nothing running
-	$(PYTEST) tests/unit
+	$(PYTEST) $(TOGETHER) tests/unit
 
 test-broker: setup ## tests on a real RabbitMQ with TLS
-	$(PYTEST) tests/broker
+	$(PYTEST) $(TOGETHER) tests/broker
 
 test-rabbitmq-4: setup ## the same on RabbitMQ 4, from a Debian 13 in .rabbitmq-4 (root)
 	@stack/rabbitmq4.sh build .rabbitmq-4
-	RABBITMQ_ROOT=.rabbitmq-4 $(PYTEST) tests/broker --ignore tests/broker/test_benchmarks.py
+	RABBITMQ_ROOT=.rabbitmq-4 $(PYTEST) $(TOGETHER) tests/broker --ignore tests/broker/test_benchmarks.py
 
 test-spark: setup ## tests on a real Spark cluster and RabbitMQ
 	$(PYTEST) tests/spark
