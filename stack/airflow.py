@@ -71,7 +71,8 @@ class Airflow:
                 AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS=f"{self.username}:admin",
                 AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE=str(passwords),
                 AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="False",
-                AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{self.directory}/airflow.db",
+                # Seconds to wait for who writes; with SQLite's 5 a scheduler on a busy machine ended with an error.
+                AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{self.directory}/airflow.db?timeout=60",
                 AIRFLOW__API__HOST=self.host,
                 AIRFLOW__API__PORT=str(self.port),
                 AIRFLOW__API__BASE_URL=self.url,
@@ -236,7 +237,13 @@ class Airflow:
         return run_id
 
     def run_state(self, dag_id: str, run_id: str) -> str:
-        """``queued``, ``running``, ``success`` or ``failed``."""
+        """``queued``, ``running``, ``success`` or ``failed``.
+
+        :raises StartFailed: Airflow's scheduler has ended by itself, so that nothing more will become of the run.
+        """
+        scheduler = self.components.get("scheduler")
+        if scheduler is not None and not scheduler.is_running:
+            raise StartFailed(f"{scheduler.name} ended by itself.\n{scheduler.tail()}")
         return str(self.api("GET", f"dags/{dag_id}/dagRuns/{run_id}")["state"])
 
     def wait_for_run(self, dag_id: str, run_id: str, *, timeout: float = 180) -> str:
