@@ -182,7 +182,8 @@ class Airflow:
     def api(self, method: str, path: str, *, attempts: int = 0, **arguments: Any) -> Any:
         """Call ``/api/v2`` and return the JSON of the answer.
 
-        :param attempts: how often to ask where there is no answer, or an error that may pass; 0 is 5 for what only reads.
+        :param attempts: how often to ask where there is no answer, or an error that may pass. By default what only reads
+            is asked for 5 times, and all else once.
         :raises requests.HTTPError: the answer is an error.
         :raises requests.Timeout: there is no answer.
         """
@@ -230,9 +231,8 @@ class Airflow:
         try:
             self.api("POST", f"dags/{dag_id}/dagRuns", attempts=5, json=body)
         except requests.HTTPError as error:
-            if (
-                error.response.status_code != HTTPStatus.CONFLICT
-            ):  # an attempt that was answered with an error got through
+            # The run is there when an attempt that was answered with an error got through.
+            if error.response.status_code != HTTPStatus.CONFLICT:
                 raise
         return run_id
 

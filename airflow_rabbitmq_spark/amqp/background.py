@@ -6,6 +6,7 @@ Heartbeats are answered there while the caller computes: a broker never takes a 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -48,6 +49,9 @@ class Background:
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
             return future.result(timeout)
+        except concurrent.futures.TimeoutError:  # a class of its own before Python 3.11
+            future.cancel()
+            raise TimeoutError from None
         except BaseException:
             # Also when the waiting itself is interrupted, by Ctrl-C or by a signal handler that raises.
             future.cancel()

@@ -143,7 +143,7 @@ class Connection:
             raise
         except Exception as error:  # whatever pika, ssl or the socket says: one table explains it
             # To explain may take a look at the port, which blocks.
-            raise await loop.run_in_executor(None, explain, error, self.endpoint) from error
+            raise await loop.run_in_executor(None, self._explain, error) from error
         connection.add_on_connection_blocked_callback(lambda *_: self._on_blocked(blocked=True))
         connection.add_on_connection_unblocked_callback(lambda *_: self._on_blocked(blocked=False))
         self._pika = connection
@@ -232,8 +232,11 @@ class Connection:
         else:
             log.info("%s takes messages again.", self.endpoint.describe())
 
+    def _explain(self, error: BaseException) -> RabbitMQSparkError:
+        return explain(error, self.endpoint, host=self.host)
+
     def _on_closed(self, _connection: object, error: BaseException) -> None:
-        reason = explain(error, self.endpoint)
+        reason = self._explain(error)
         if not self.closed.done():
             self.closed.set_result(reason)
         for channel in list(self._channels):
@@ -295,7 +298,7 @@ class Channel:
     def _on_closed(self, _raw: object, error: BaseException) -> None:
         if self.closed.done():
             return
-        reason = explain(error, self.connection.endpoint)
+        reason = self.connection._explain(error)
         self.closed.set_result(reason)
         for future in [*self._pending, *(future for future, _ in self._unconfirmed.values())]:
             if not future.done():

@@ -15,10 +15,10 @@ import contextvars
 import logging
 import random
 import time
-import weakref
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow_rabbitmq_spark.amqp.connection import Channel, Connection
+from airflow_rabbitmq_spark.amqp.per_loop import PerLoop
 from airflow_rabbitmq_spark.amqp.subscription import PREFETCH, Lane, Subscription
 from airflow_rabbitmq_spark.exceptions import (
     AccessRefused,
@@ -54,15 +54,12 @@ LINGER = 10.0
 #: Seconds between two log lines about the same trouble.
 LOG_INTERVAL = 60.0
 
-_shared: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, Multiplexer]] = weakref.WeakKeyDictionary()
+_shared: PerLoop[Hashable, Multiplexer] = PerLoop()
 
 
 def shared(endpoint: Endpoint) -> Multiplexer:
     """The multiplexer of ``endpoint`` on the running event loop, made at the first call."""
-    # A multiplexer refers to its loop, so the weak keys alone would never let go of a loop that has ended.
-    for ended in [loop for loop in _shared if loop.is_closed()]:
-        del _shared[ended]
-    by_endpoint = _shared.setdefault(asyncio.get_running_loop(), {})
+    by_endpoint = _shared.get()
     multiplexer = by_endpoint.get(endpoint.key())
     if multiplexer is None:
         multiplexer = by_endpoint[endpoint.key()] = Multiplexer(endpoint)

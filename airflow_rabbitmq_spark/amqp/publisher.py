@@ -19,7 +19,7 @@ from airflow_rabbitmq_spark.exceptions import RabbitMQSparkError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Coroutine, Iterable, Iterator
     from types import TracebackType
 
     from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 WINDOW = 2_000
 #: And how many bytes: what the socket has not taken yet is held in memory, and at an alarm that is all of it.
 WINDOW_BYTES = 32 * 2**20
-#: How many messages go to the publisher's thread at a time, and the seconds that it may take to collect them.
+#: How many messages go to the publisher's thread at a time, and the seconds after which fewer go with the next.
 CHUNK, CHUNK_SECONDS = WINDOW // 2, 0.1
 
 
@@ -137,70 +137,38 @@ class Publisher:
 
         The first message that fails stops the rest. Its error says how many were confirmed before.
 
-        :param messages: taken one by one, on the calling thread, so that they need not all fit in memory; that may take
-            as long as it likes, for heartbeats are answered meanwhile.
+        :param messages: taken one by one, on the calling thread, so that they need not all fit in memory. That may take
+            as long as it likes, for heartbeats are answered meanwhile; but the last of those that came quickly go when
+            the next comes.
         :param on_progress: called on the calling thread with the count confirmed so far, now and then.
         :return: how many were published, every one confirmed.
         :raises PublishFailed: as :meth:`publish`.
         :raises ConnectionFailed: as :meth:`publish`.
         """
-        channel: Channel | None = None
-        under_way: deque[tuple[asyncio.Future[None], int]] = deque()
-        confirmed = size = 0
-
-        async def settle(count: int, volume: int) -> None:
-            nonlocal confirmed, size
-            while channel and under_way and (len(under_way) > count or size > volume or under_way[0][0].done()):
-                await channel.confirmed(under_way[0][0], timeout=self._timeout)
-                size -= under_way.popleft()[1]
-                confirmed += 1
-
-        async def send(chunk: list[Outgoing]) -> None:
-            nonlocal channel, size
-            if channel is not None and not channel.is_open:
-                # What was not confirmed has failed with it: that comes out here, and no new channel hides it.
-                await settle(0, 0)
-            if channel is None or not channel.is_open:
-                channel = await self._ready()
-            with channel.connection.held():
-                for message in chunk:
-                    future = channel.send(
-                        message.exchange, message.routing_key, message.body, message.properties, mandatory=mandatory
-                    )
-                    under_way.append((future, len(message.body)))
-                    size += len(message.body)
-            # Half a window stays under way: the broker always has work, and the loop wakes rarely.
-            await settle(CHUNK, WINDOW_BYTES // 2)
-
-        async def forget() -> None:
-            for future, _ in under_way:
-                future.cancel()
-
-        remaining, limit = iter(messages), 1
+        batch = _Batch(self, mandatory=mandatory)
+        remaining, limit, told, ended = iter(messages), 1, 0, False
         try:
-            while True:
+            while not ended:
                 chunk: list[Outgoing] = []
                 began = time.monotonic()
                 try:
                     ended = _take(remaining, chunk, limit, until=began + CHUNK_SECONDS)
-                finally:
-                    # Also when the caller's iterable raises: what it gave before is not held back.
-                    self.run(send(chunk))
-                if ended:
-                    break
-                if on_progress is not None and limit == CHUNK:
-                    on_progress(confirmed)
+                except Exception:
+                    # What the caller gave before is not held back.
+                    batch.send(chunk)
+                    raise
                 # What comes slowly goes one by one.
                 limit = min(2 * limit, CHUNK) if time.monotonic() - began < CHUNK_SECONDS else 1
-            self.run(settle(0, 0))
-        except RabbitMQSparkError as error:
-            raise type(error)(f"{error} ({confirmed} messages before it were confirmed.)") from error
+                batch.send(chunk)
+                if on_progress is not None and batch.confirmed - told >= CHUNK:
+                    told = batch.confirmed
+                    on_progress(told)
+            batch.settle()
         finally:
-            if under_way:
-                self.run(forget())
+            batch.forget()
         if on_progress is not None:
-            on_progress(confirmed)
-        return confirmed
+            on_progress(batch.confirmed)
+        return batch.confirmed
 
     def close(self) -> None:
         """Close the connection and end the thread. May be called twice."""
@@ -211,6 +179,76 @@ class Publisher:
         if connection is not None and background.is_running:
             background.call(connection.close(), timeout=10)
         background.stop()
+
+
+class _Batch:
+    """Messages under way on a publisher's connection: sent in chunks, confirmed in their order.
+
+    What it raises says how many were confirmed before.
+    """
+
+    def __init__(self, publisher: Publisher, *, mandatory: bool) -> None:
+        self._publisher = publisher
+        self._mandatory = mandatory
+        self._channel: Channel | None = None
+        self._under_way: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._size = 0
+        self.confirmed = 0
+
+    def send(self, chunk: list[Outgoing]) -> None:
+        """Send a chunk, and wait until half a window has room again."""
+        if chunk:
+            self._run(self._send(chunk))
+
+    def settle(self) -> None:
+        """Wait for all that is under way."""
+        self._run(self._settle(0, 0))
+
+    def forget(self) -> None:
+        """Wait for nothing any more."""
+        if self._under_way:
+            self._run(self._forget())
+
+    def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        try:
+            self._publisher.run(coroutine)
+        except RabbitMQSparkError as error:
+            raise type(error)(f"{error} ({self.confirmed} messages before it were confirmed.)") from error
+
+    async def _send(self, chunk: list[Outgoing]) -> None:
+        if self._channel is not None and not self._channel.is_open:
+            # What was not confirmed has failed with it: that comes out here, and no new channel hides it.
+            await self._settle(0, 0)
+        if self._channel is None or not self._channel.is_open:
+            self._channel = await self._publisher._ready()
+        with self._channel.connection.held():
+            for message in chunk:
+                future = self._channel.send(
+                    message.exchange,
+                    message.routing_key,
+                    message.body,
+                    message.properties,
+                    mandatory=self._mandatory,
+                )
+                self._under_way.append((future, len(message.body)))
+                self._size += len(message.body)
+        # Half a window stays under way: the broker always has work, and the loop wakes rarely.
+        await self._settle(CHUNK, WINDOW_BYTES // 2)
+
+    async def _settle(self, count: int, volume: int) -> None:
+        """Wait until no more than that many messages, and bytes, are under way."""
+        while self._channel is not None and self._under_way:
+            first, size = self._under_way[0]
+            if len(self._under_way) <= count and self._size <= volume and not first.done():
+                return
+            await self._channel.confirmed(first, timeout=self._publisher._timeout)
+            self._under_way.popleft()
+            self._size -= size
+            self.confirmed += 1
+
+    async def _forget(self) -> None:
+        for future, _ in self._under_way:
+            future.cancel()
 
 
 def _take(remaining: Iterator[Outgoing], chunk: list[Outgoing], limit: int, *, until: float) -> bool:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import os
-import weakref
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -30,13 +27,6 @@ if TYPE_CHECKING:
 
 #: Connection types that are taken. A URI in an environment variable makes its scheme the type.
 CONN_TYPES = ("rabbitmq", "amqp", "amqps")
-#: Seconds for which a wait that starts takes the connection as another has just read it.
-CONNECTION_AGE = 5.0
-
-#: By event loop and connection id: when Airflow was asked, and what came of it or is about to.
-_multiplexers: weakref.WeakKeyDictionary[
-    asyncio.AbstractEventLoop, dict[str, tuple[float, Multiplexer | asyncio.Future[Multiplexer]]]
-] = weakref.WeakKeyDictionary()
 
 
 class RabbitMQHook(BaseHook):
@@ -144,34 +134,13 @@ class RabbitMQHook(BaseHook):
     async def amultiplexer(self) -> Multiplexer:
         """The one connection that all waits of this event loop on this broker share.
 
-        Waits that start together, ten thousand of them when a triggerer starts, ask Airflow for the connection once; it is
-        asked again for those that start :data:`CONNECTION_AGE` seconds later.
+        A connection that was changed in Airflow counts for waits that start some seconds later.
 
         :raises ConfigurationError: there is no such connection, or it is wrong. No socket was opened.
         """
-        loop = asyncio.get_running_loop()
-        of_loop = _multiplexers.setdefault(loop, {})
-        asked_at, multiplexer = of_loop.get(self.rabbitmq_conn_id, (-CONNECTION_AGE, None))
-        if multiplexer is not None and loop.time() - asked_at < CONNECTION_AGE:
-            return multiplexer if not isinstance(multiplexer, asyncio.Future) else await asyncio.shield(multiplexer)
+        from airflow_rabbitmq_spark.hooks.multiplexers import multiplexer_of
 
-        async def ask() -> Multiplexer:
-            from airflow_rabbitmq_spark.amqp.multiplexer import shared
-
-            return shared(await self.aendpoint())
-
-        def keep(asked: asyncio.Future[Multiplexer]) -> None:
-            if asked.cancelled() or asked.exception() is not None:
-                of_loop.pop(self.rabbitmq_conn_id, None)
-            else:
-                of_loop[self.rabbitmq_conn_id] = (loop.time(), asked.result())
-
-        # A task of its own: others wait for it too, and the wait that happens to be the first may be cancelled. In an
-        # empty context, so that it does not log as that one.
-        asking = contextvars.Context().run(loop.create_task, ask())
-        of_loop[self.rabbitmq_conn_id] = (loop.time(), asking)
-        asking.add_done_callback(keep)
-        return await asyncio.shield(asking)
+        return await multiplexer_of(self)
 
     @asynccontextmanager
     async def subscribe(self, queue: str, *, prefetch: int | None = None) -> AsyncIterator[Subscription]:

@@ -122,6 +122,13 @@ class SparkStandaloneHook(BaseHook):
             ) from error
         return connection
 
+    def find(self) -> None:
+        """Read the connection now; nothing of this hook asks Airflow later.
+
+        :raises ConfigurationError: as :attr:`masters`.
+        """
+        _ = self.masters
+
     @property
     def master_url(self) -> str:
         """The masters as Spark writes them: ``spark://HOST:PORT[,HOST:PORT]``."""

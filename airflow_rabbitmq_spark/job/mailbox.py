@@ -17,6 +17,7 @@ from airflow_rabbitmq_spark.exceptions import (
     NotFound,
     RabbitMQSparkError,
     TopologyConflict,
+    Unconfirmed,
     Unroutable,
 )
 from airflow_rabbitmq_spark.job.events import CONTENT_TYPE, Event, Kind, encode
@@ -42,6 +43,8 @@ T = TypeVar("T")
 #: Seconds to wait for another reader to let go of what it holds. A triggerer lets go within a second or two of its event;
 #: one that was stopped or cut off just then, only when the broker has missed its heartbeats.
 READ_TIMEOUT = 60.0
+#: Seconds for the broker to take a cancel; more, and the driver is killed unasked.
+CANCEL_TIMEOUT = 10.0
 
 
 class Mailbox:
@@ -73,8 +76,11 @@ class Mailbox:
             self._background.call(self._connection.close(), timeout=10)
         self._background.stop()
 
-    def _on_channel(self, work: Callable[[Channel], Coroutine[Any, Any, T]]) -> T:
-        """Do ``work`` on a channel of its own: a refusal closes only that."""
+    def _on_channel(self, work: Callable[[Channel], Coroutine[Any, Any, T]], *, timeout: float | None = None) -> T:
+        """Do ``work`` on a channel of its own: a refusal closes only that.
+
+        :raises TimeoutError: it has taken ``timeout`` seconds; the rest goes on without being waited for.
+        """
 
         async def run() -> T:
             channel = await self._connection.channel()
@@ -83,7 +89,7 @@ class Mailbox:
             finally:
                 await channel.close()
 
-        return self._background.call(run())
+        return self._background.call(run(), timeout=timeout)
 
     def declare(self, job: Job) -> None:
         """Declare the exchange, the queue of refused messages, the job's queue and its will queue.
@@ -189,10 +195,12 @@ class Mailbox:
 
         return self._on_channel(work)
 
-    def cancel(self, job: Job, reason: str) -> bool:
+    def cancel(self, job: Job, reason: str, *, timeout: float = CANCEL_TIMEOUT) -> bool:
         """Ask the driver to stop.
 
+        :param timeout: seconds for the broker to take the message.
         :return: whether there was a driver to hear it.
+        :raises Unconfirmed: the broker has not taken it in time: an alarm, or it does not answer.
         """
         event = Event(kind=Kind.CANCEL, subject=job.job_id, source=job.source, data={"reason": reason})
 
@@ -204,21 +212,29 @@ class Mailbox:
                     job.control_queue,
                     encode(event),
                     pika.BasicProperties(content_type=CONTENT_TYPE, message_id=event.id, type=event.kind.value),
-                    timeout=10,
                 )
             except Unroutable:
                 return False
             return True
 
-        return self._on_channel(work)
+        try:
+            # Not by the time-out of `publish`: after that the channel still waits for the broker's goodbye.
+            return self._on_channel(work, timeout=timeout)
+        except TimeoutError:
+            alarm = "blocks publishers (memory or disk alarm) and " if self._connection.blocked else ""
+            raise Unconfirmed(f"{self._endpoint.describe()} {alarm}has not taken it in {timeout:g} s.") from None
 
-    def stop(self, job: Job, reason: str, *, grace: float, kill: Callable[[], None]) -> None:
+    def stop(
+        self, job: Job, reason: str, *, grace: float, kill: Callable[[], None], ask_timeout: float = CANCEL_TIMEOUT
+    ) -> None:
         """End a job: ask first, kill what does not obey in ``grace`` seconds, and delete its queues.
 
         A driver that is cut off and comes back finds no queues, and stops by itself.
+
+        :param ask_timeout: seconds for the broker to take what the driver is asked.
         """
         try:
-            heard = self.cancel(job, reason)
+            heard = self.cancel(job, reason, timeout=ask_timeout)
         except RabbitMQSparkError as error:
             # An alarm blocks a connection that has published until it ends: nothing more can be done on this one.
             log.warning("Job %s could not be asked to stop and is killed: %s", job.job_id, error)

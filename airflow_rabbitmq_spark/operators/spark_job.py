@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta, timezone
@@ -42,8 +43,11 @@ KILL_GRACE = 2.5
 #: Seconds for all of the broker's hosts to let us in then: one that does not answer must leave time to kill the driver
 #: through Spark. For plain AMQP it takes as long again to look why it does not answer.
 KILL_CONNECT = 1.5
-#: Seconds in which a succeeded task that cannot delete its queues tries again: as long as a broker takes to restart.
-CLEAN_UP_PATIENCE = 20.0
+#: Seconds for the broker to take what the driver is asked then: at an alarm it does not.
+KILL_ASK = 1.0
+#: Seconds in which a succeeded task that cannot delete its queues tries again: about as long as a broker takes to restart,
+#: and well within the 20 that Airflow gives a task once its success is stored (``[core] task_success_overtime``).
+CLEAN_UP_PATIENCE = 10.0
 
 
 class SparkJobOperator(SparkSubmitOperator):
@@ -110,6 +114,8 @@ class SparkJobOperator(SparkSubmitOperator):
         self.bundle = bundle
         self._running: Record | None = None
         self._killed = False
+        self._broker: Endpoint | None = None
+        self._master: SparkStandaloneHook | None = None
         #: Addresses for the task's links, by XCom key, as far as they are known.
         self.links: dict[str, str] = {}
         for argument, value, least, most in (
@@ -136,6 +142,7 @@ class SparkJobOperator(SparkSubmitOperator):
         if not self.name:
             self.name = f"{self.dag_id}.{self.task_id}"
         endpoint = self._endpoint()
+        self._spark().find()
         earlier = self._load(context)
         with Mailbox(endpoint, connection_name=self._connection_name(context)) as mailbox:
             record, outcome = self._take_up(context, mailbox, earlier) if earlier is not None else (None, None)
@@ -290,7 +297,12 @@ class SparkJobOperator(SparkSubmitOperator):
         return None if outcome.verdict is Verdict.HELD else outcome
 
     def _wait(self, context: Context, record: Record) -> Any:
+        from airflow_rabbitmq_spark.job.mailbox import Mailbox
+
         self._running = record
+        if self._killed:
+            with Mailbox(self._endpoint(), connection_name=self._connection_name(context)) as mailbox:
+                self._heed_kill(mailbox, record)
         self._find_links(record)
         if not self.deferrable:
             return self._wait_here(context, record)
@@ -345,18 +357,28 @@ class SparkJobOperator(SparkSubmitOperator):
         from airflow_rabbitmq_spark.job.topology import Job
         from airflow_rabbitmq_spark.job.watch import Outcome, Verdict
 
-        kept = self._running = Record(**record)
+        kept = Record(**record)
+        endpoint = self._endpoint()
+        with contextlib.suppress(ConfigurationError):  # it is only needed to stop a driver
+            self._spark().find()
+        self._running = kept
         if event["job_id"] != kept.job["job_id"]:
             # Airflow knows triggers by their id, and SQLite gives a new one the id of one that was just deleted: the
             # trigger of a task that was cleared can fire in the name of the one that waits for the task's new job.
             self.log.info("The event is about job %s, which was given up; waiting on.", event["job_id"])
             return self._wait(context, kept)
         verdict = Verdict(event["verdict"])
-        with Mailbox(self._endpoint(), connection_name=self._connection_name(context)) as mailbox:
-            outcome = Outcome(verdict, reason=event.get("reason"))
-            if verdict in (Verdict.SUCCEEDED, Verdict.FAILED, Verdict.CANCELLED, Verdict.LOST):
-                outcome = self._look(mailbox, Job.from_json(kept.job))
-            return self._conclude(context, mailbox, kept, outcome)
+        try:
+            with Mailbox(endpoint, connection_name=self._connection_name(context)) as mailbox:
+                outcome = Outcome(verdict, reason=event.get("reason"))
+                if verdict in (Verdict.SUCCEEDED, Verdict.FAILED, Verdict.CANCELLED, Verdict.LOST):
+                    outcome = self._look(mailbox, Job.from_json(kept.job))
+                return self._conclude(context, mailbox, kept, outcome)
+        except ConnectionFailed:
+            if verdict is Verdict.TIMED_OUT:
+                # There may be no next try to do it.
+                self._spark().kill_quietly(kept.submission_id)
+            raise
 
     # What became of it -----------------------------------------------------------------------------------------------
 
@@ -439,7 +461,7 @@ class SparkJobOperator(SparkSubmitOperator):
         give_up = time.monotonic() + CLEAN_UP_PATIENCE
         while True:
             try:
-                endpoint = RabbitMQHook(self.rabbitmq_conn_id).endpoint()
+                endpoint = _connecting_within(CLEAN_UP_PATIENCE / 2, self._endpoint())
                 with Mailbox(endpoint, connection_name=f"airflow-rabbitmq-spark clean-up {job.job_id}") as mailbox:
                     mailbox.delete(job)
             except RabbitMQSparkError as trouble:
@@ -453,7 +475,11 @@ class SparkJobOperator(SparkSubmitOperator):
     # Stopping --------------------------------------------------------------------------------------------------------
 
     def on_kill(self) -> None:
-        """The worker was told to stop this task: stop the job too."""
+        """The worker was told to stop this task: stop the job too.
+
+        Airflow calls this from a signal handler. It is not to be asked for anything: what was interrupted may be in the
+        middle of asking it.
+        """
         from airflow_rabbitmq_spark.job.mailbox import Mailbox
 
         self._killed = True
@@ -461,11 +487,15 @@ class SparkJobOperator(SparkSubmitOperator):
         if record is None:
             return
         try:
-            endpoint = RabbitMQHook(self.rabbitmq_conn_id).endpoint()
-            patience = min(endpoint.connection_timeout, KILL_CONNECT / len(endpoint.hosts))
-            endpoint = replace(endpoint, connection_timeout=patience)
+            endpoint = _connecting_within(KILL_CONNECT, self._endpoint())
             with Mailbox(endpoint, connection_name="airflow-rabbitmq-spark cancel") as mailbox:
-                self._stop(mailbox, record, "the task was stopped in Airflow", grace=min(self.cancel_grace, KILL_GRACE))
+                self._stop(
+                    mailbox,
+                    record,
+                    "the task was stopped in Airflow",
+                    grace=min(self.cancel_grace, KILL_GRACE),
+                    ask_timeout=KILL_ASK,
+                )
         except RabbitMQSparkError:
             # With no broker the driver cannot be asked, and its queues are left to expire.
             self._spark().kill_quietly(record.submission_id)
@@ -483,7 +513,16 @@ class SparkJobOperator(SparkSubmitOperator):
                 "try had submitted. The job is stopped too."
             )
 
-    def _stop(self, mailbox: Mailbox, record: Record, reason: str, *, grace: float | None = None) -> None:
+    def _stop(
+        self,
+        mailbox: Mailbox,
+        record: Record,
+        reason: str,
+        *,
+        grace: float | None = None,
+        ask_timeout: float | None = None,
+    ) -> None:
+        from airflow_rabbitmq_spark.job.mailbox import CANCEL_TIMEOUT
         from airflow_rabbitmq_spark.job.topology import Job
 
         mailbox.stop(
@@ -491,6 +530,7 @@ class SparkJobOperator(SparkSubmitOperator):
             reason,
             grace=self.cancel_grace if grace is None else grace,
             kill=lambda: self._spark().kill_quietly(record.submission_id),
+            ask_timeout=CANCEL_TIMEOUT if ask_timeout is None else ask_timeout,
         )
 
     # Parts -----------------------------------------------------------------------------------------------------------
@@ -503,13 +543,19 @@ class SparkJobOperator(SparkSubmitOperator):
                 "standalone master. Leave deploy_mode out, or write 'cluster'."
             )
 
+    # Each connection is read once, at the beginning: see `on_kill`.
+
     def _spark(self) -> SparkStandaloneHook:
         from airflow_rabbitmq_spark.hooks.spark_standalone import SparkStandaloneHook
 
-        return SparkStandaloneHook(self._conn_id)
+        if self._master is None:
+            self._master = SparkStandaloneHook(self._conn_id)
+        return self._master
 
     def _endpoint(self) -> Endpoint:
-        return RabbitMQHook(self.rabbitmq_conn_id).endpoint()
+        if self._broker is None:
+            self._broker = RabbitMQHook(self.rabbitmq_conn_id).endpoint()
+        return self._broker
 
     def _connection_name(self, context: Context) -> str:
         ti = context["ti"]
@@ -567,6 +613,12 @@ def _process_seconds() -> float:
     import psutil
 
     return time.time() - float(psutil.Process().create_time())
+
+
+def _connecting_within(seconds: float, endpoint: Endpoint) -> Endpoint:
+    """The endpoint, with no more than ``seconds`` for all attempts to connect to its hosts, one after the other."""
+    patience = min(endpoint.connection_timeout, seconds / len(endpoint.hosts))
+    return replace(endpoint, connection_timeout=patience)
 
 
 def _callbacks(value: Any) -> list[Any]:

@@ -11,6 +11,7 @@ import pytest
 from airflow_rabbitmq_spark.amqp.connection import Connection
 from airflow_rabbitmq_spark.amqp.multiplexer import LANES, Multiplexer
 from airflow_rabbitmq_spark.exceptions import AccessRefused
+from tests.broker.drivers import eventually
 
 PATIENCE = 30.0
 #: Several for each channel.
@@ -70,6 +71,28 @@ def test_a_queue_that_is_anothers_alone_ends_its_own_wait_only(broker_endpoint):
             await bench.receive(b"1")
             assert bench.multiplexer.connections_opened == 1
             await bench.channel.delete_queue(name)
+
+    asyncio.run(story())
+
+
+def test_a_channel_that_nobody_waits_for_any_more_is_closed(broker, broker_endpoint):
+    async def story():
+        connection = await Connection.open(broker_endpoint, connection_name="late-channel")
+        opening = asyncio.ensure_future(connection.channel())
+        await asyncio.sleep(0)  # the request is sent
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        await connection.channel()
+
+        def channels() -> str:
+            return broker.ctl("list_connections", "channels", "client_properties")
+
+        def one() -> bool:
+            return any(row.startswith("1\t") and "late-channel" in row for row in channels().splitlines())
+
+        await asyncio.to_thread(eventually, one)
+        await connection.close()
 
     asyncio.run(story())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 
@@ -9,7 +10,7 @@ import pika
 import pytest
 
 from airflow_rabbitmq_spark.amqp.blocking import Operations
-from airflow_rabbitmq_spark.amqp.publisher import WINDOW, Outgoing, Publisher
+from airflow_rabbitmq_spark.amqp.publisher import CHUNK, WINDOW, Outgoing, Publisher
 from airflow_rabbitmq_spark.exceptions import BrokerBlocked, ConnectionFailed, Rejected, Unconfirmed, Unroutable
 from stack.proxy import Proxy
 from tests.broker.drivers import alarm, eventually, through
@@ -192,9 +193,33 @@ def test_a_batch_tells_how_much_was_confirmed_when_the_connection_is_lost(broker
     with (
         Proxy(broker.port) as proxy,
         Publisher(through(proxy, broker)) as publisher,
-        pytest.raises(ConnectionFailed, match=r"\(\d+ messages before it were confirmed\.\)"),
+        pytest.raises(ConnectionFailed, match=r"\(\d+ messages before it were confirmed\.\)") as lost,
     ):
         publisher.publish_many(messages(proxy))
+    told = int(re.search(r"\((\d+) messages", str(lost.value))[1])
+    # What was stored is not always told: its confirm may have been on the way.
+    assert WINDOW // 4 <= told <= waiting(operations, queue)
+
+
+def test_a_batch_that_was_confirmed_does_not_need_the_connection_again(broker, operations, queue):
+    def messages(proxy):
+        yield Outgoing(b"one", queue)
+        eventually(lambda: waiting(operations, queue) == 1)
+        proxy.refuse()
+        time.sleep(1)
+
+    with Proxy(broker.port) as proxy, Publisher(through(proxy, broker)) as publisher:
+        assert publisher.publish_many(messages(proxy)) == 1
+
+
+def test_a_large_batch_tells_how_far_it_is(broker_endpoint, queue):
+    told = []
+    with Publisher(broker_endpoint) as publisher:
+        # Each takes longer than the messages of a chunk may.
+        messages = (time.sleep(0.15 if n % 1000 == 0 else 0) or Outgoing(b"x", queue) for n in range(6 * CHUNK))
+        publisher.publish_many(messages, on_progress=told.append)
+    assert len(told) >= 4
+    assert told == sorted(told)
 
 
 def test_an_error_while_messages_are_made_comes_out(broker_endpoint, queue):

@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,13 +27,14 @@ from airflow_rabbitmq_spark.amqp.blocking import Operations
 from airflow_rabbitmq_spark.exceptions import BrokerUnreachable, ConnectionFailed, JobCancelled, JobError, JobLost
 from airflow_rabbitmq_spark.hooks.rabbitmq import RabbitMQHook
 from airflow_rabbitmq_spark.hooks.spark_standalone import USER_JAR
+from airflow_rabbitmq_spark.job import mailbox
 from airflow_rabbitmq_spark.job.mailbox import Mailbox
 from airflow_rabbitmq_spark.job.topology import Job
 from airflow_rabbitmq_spark.job.watch import Verdict
 from airflow_rabbitmq_spark.operators import spark_job
-from airflow_rabbitmq_spark.operators.spark_job import KILL_GRACE, STORE_KEY, SparkJobOperator
+from airflow_rabbitmq_spark.operators.spark_job import KILL_ASK, KILL_CONNECT, KILL_GRACE, STORE_KEY, SparkJobOperator
 from stack.proxy import Proxy
-from tests.broker.drivers import PATIENCE, SPARK_PYTHON, eventually
+from tests.broker.drivers import PATIENCE, SPARK_PYTHON, alarm, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -340,20 +340,69 @@ def test_one_that_is_stopped_while_the_broker_is_away_has_its_driver_killed(stag
 
 
 def test_a_broker_that_does_not_answer_does_not_use_up_the_time_to_kill(stage, monkeypatch):
-    task, execute = stage.task("stubborn", deferrable=False, lost_grace=0.0)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        waiting = Waiting(execute)
-        eventually(stage.runs.exists)
-        port = silent.getsockname()[1]
-        uri = stage.broker.connection().replace(f":{stage.broker.port}/", f":{port}/")
+    with Proxy(stage.broker.port) as proxy:
+        uri = stage.broker.connection().replace(f":{stage.broker.port}/", f":{proxy.port}/")
         # Longer than a test may take.
         monkeypatch.setenv("AIRFLOW_CONN_RABBITMQ_TEST", f"{uri}&connection_timeout=3600")
+        task, execute = stage.task("stubborn", deferrable=False, lost_grace=0.0)
+        waiting = Waiting(execute)
+        eventually(stage.runs.exists)
+        proxy.black_hole()
         with pytest.raises(BrokerUnreachable):
             task.on_kill()
         assert stage.spark.killed == ["driver-1"]
         assert stage.ended("driver-1") == -signal.SIGKILL
-        monkeypatch.setenv("AIRFLOW_CONN_RABBITMQ_TEST", stage.broker.connection())
+        proxy.restore()
         assert isinstance(waiting.ended_with(), JobLost)
+
+
+def test_an_alarm_does_not_use_up_the_time_to_kill(stage, monkeypatch):
+    monkeypatch.setattr(mailbox, "CANCEL_TIMEOUT", 3600.0)
+    task, execute = stage.task("stubborn", deferrable=False, lost_grace=0.0)
+    waiting = Waiting(execute)
+    eventually(stage.runs.exists)
+    with alarm(stage.broker):
+        task.on_kill()
+        # Perhaps by both: the task that goes on hears of it.
+        assert set(stage.spark.killed) == {"driver-1"}
+        assert stage.ended("driver-1") == -signal.SIGKILL
+    assert isinstance(waiting.ended_with(), JobError)
+    assert stage.queues() == set()
+
+
+def test_all_that_may_come_before_the_kill_fits_into_the_time_that_airflow_gives():
+    given = inspect.signature(WatchedSubprocess.kill).parameters["escalation_delay"].default
+    # To connect, twice over plain AMQP; and to ask, or to wait for an answer.
+    assert given > 2 * KILL_CONNECT + KILL_ASK
+    assert given > KILL_CONNECT + KILL_GRACE
+
+
+def test_on_kill_asks_airflow_for_nothing(stage, monkeypatch):
+    """It runs in a signal handler, and what it interrupts may be in the middle of asking."""
+    task, execute = stage.task(deferrable=False)
+    waiting = Waiting(execute)
+    eventually(stage.runs.exists)
+    monkeypatch.delenv("AIRFLOW_CONN_RABBITMQ_TEST")
+    monkeypatch.delenv("AIRFLOW_CONN_SPARK_TEST")
+    task.on_kill()
+    assert isinstance(waiting.ended_with(), JobError)
+    assert stage.ended("driver-1") != 0
+    assert stage.queues() == set()
+
+
+def test_one_that_timed_out_while_the_broker_is_away_has_its_driver_killed(stage, monkeypatch):
+    """There may be no next try to do it."""
+    with pytest.raises(TaskDeferred) as deferred:
+        stage.task("stubborn")[1]()
+    eventually(stage.runs.exists)
+    with Proxy(stage.broker.port) as proxy:
+        proxy.refuse()
+        uri = stage.broker.connection().replace(f":{stage.broker.port}/", f":{proxy.port}/")
+        monkeypatch.setenv("AIRFLOW_CONN_RABBITMQ_TEST", uri)
+        event = {"job_id": stage.store.job.job_id, "verdict": "timed_out", "reason": None}
+        with pytest.raises(ConnectionFailed):
+            stage.task()[0].resume(stage.context(), event, **deferred.value.kwargs)
+    assert stage.ended("driver-1") == -signal.SIGKILL
 
 
 # A job that is taken up -----------------------------------------------------------------------------------------------
@@ -429,14 +478,13 @@ def test_an_event_about_a_job_that_was_given_up_does_not_end_the_wait_for_anothe
 
 def test_the_queues_of_a_success_are_deleted_when_the_broker_is_back(stage, monkeypatch):
     stage.spark.room = False
-    task, execute = stage.task()
     with pytest.raises(TaskDeferred):
-        execute()
+        stage.task()[1]()
     with Proxy(stage.broker.port) as proxy:
         uri = stage.broker.connection().replace(f":{stage.broker.port}/", f":{proxy.port}/")
         monkeypatch.setenv("AIRFLOW_CONN_RABBITMQ_TEST", uri)
         proxy.refuse()
-        cleaning = Waiting(lambda: task._clean_up(stage.store.job))
+        cleaning = Waiting(lambda: stage.task()[0]._clean_up(stage.store.job))
         eventually(lambda: proxy.accepted > 1)
         proxy.restore()
         assert cleaning.ended_with() is None
@@ -444,7 +492,7 @@ def test_the_queues_of_a_success_are_deleted_when_the_broker_is_back(stage, monk
 
 
 def test_a_success_is_none_the_less_one_when_the_broker_stays_away(stage, monkeypatch, capsys):
-    monkeypatch.setattr(spark_job, "CLEAN_UP_PATIENCE", 0.0)
+    monkeypatch.setattr(spark_job, "CLEAN_UP_PATIENCE", 0.5)
     with Proxy(stage.broker.port) as proxy:
         monkeypatch.setenv(
             "AIRFLOW_CONN_RABBITMQ_TEST",

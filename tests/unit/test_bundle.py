@@ -54,6 +54,15 @@ def test_it_holds_the_drivers_side_and_pika_and_nothing_of_airflow():
     assert all(name.endswith(".py") for name in names)
 
 
+def test_what_cannot_be_put_in_place_leaves_nothing_behind(tmp_path):
+    in_the_way = bundle.write(tmp_path)
+    in_the_way.unlink()
+    in_the_way.mkdir()
+    with pytest.raises(OSError, match="directory"):
+        bundle.write(tmp_path)
+    assert list(tmp_path.iterdir()) == [in_the_way]
+
+
 def test_the_same_content_is_the_same_bytes(monkeypatch):
     before = bundle.build()
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")

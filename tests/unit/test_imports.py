@@ -14,7 +14,7 @@ import airflow_rabbitmq_spark
 
 PACKAGE = Path(airflow_rabbitmq_spark.__file__).parent
 #: What only a running task imports. That no DAG file does is seen by what the others load.
-ONLY_IN_TASKS = {"airflow_rabbitmq_spark.sensors.receiver"}
+ONLY_IN_TASKS = {"airflow_rabbitmq_spark.hooks.multiplexers", "airflow_rabbitmq_spark.sensors.receiver"}
 
 
 def modules(*folders: str) -> list[str]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import weakref
 
 import pytest
 
 from airflow_rabbitmq_spark.amqp.connection import Connection
 from airflow_rabbitmq_spark.amqp.endpoint import Endpoint
-from airflow_rabbitmq_spark.amqp.multiplexer import Multiplexer
+from airflow_rabbitmq_spark.amqp.multiplexer import Multiplexer, shared
 from airflow_rabbitmq_spark.exceptions import ConfigurationError, RabbitMQSparkError
 
 
@@ -49,3 +51,17 @@ def test_a_defect_ends_every_wait_with_an_error_and_the_next_begins_anew(monkeyp
     # With a traceback, for whoever has to mend it.
     assert [record.exc_info[0] for record in caplog.records] == [LookupError] * 2
     assert "canary-5c" not in caplog.text
+
+
+def test_one_for_each_loop_and_nothing_of_a_loop_that_has_ended():
+    endpoint = Endpoint.from_uri("amqp://guest:guest@localhost/per-loop")
+
+    async def story():
+        assert shared(endpoint) is shared(endpoint)
+        return weakref.ref(shared(endpoint))
+
+    ended = asyncio.run(story())
+    other = asyncio.run(story())
+    gc.collect()
+    assert ended() is None
+    assert other() is not None  # until the next loop asks
