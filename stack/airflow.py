@@ -73,6 +73,9 @@ class Airflow:
                 AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="False",
                 # Seconds to wait for who writes; with SQLite's 5 a scheduler on a busy machine ended with an error.
                 AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{self.directory}/airflow.db?timeout=60",
+                # And a connection for each who asks: requests that hold one while they wait for another, of a pool of 15,
+                # stop everything for the 30 seconds of the pool's own time-out.
+                AIRFLOW__DATABASE__SQL_ALCHEMY_POOL_ENABLED="False",
                 AIRFLOW__API__HOST=self.host,
                 AIRFLOW__API__PORT=str(self.port),
                 AIRFLOW__API__BASE_URL=self.url,
