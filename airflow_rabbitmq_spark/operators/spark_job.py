@@ -306,10 +306,10 @@ class SparkJobOperator(SparkSubmitOperator):
         self._find_links(record)
         if not self.deferrable:
             return self._wait_here(context, record)
-        from airflow_rabbitmq_spark.triggers.hold_off import fire_after
+        from airflow_rabbitmq_spark.triggers.hold_off import fire_after, process_seconds
         from airflow_rabbitmq_spark.triggers.spark_job import SparkJobTrigger
 
-        record.slot_seconds += _process_seconds()
+        record.slot_seconds += process_seconds()
         self._save(context, record)
         return self.defer(
             trigger=SparkJobTrigger(
@@ -417,10 +417,11 @@ class SparkJobOperator(SparkSubmitOperator):
     def _succeed(self, context: Context, record: Record, event: Event) -> Any:
         from airflow_rabbitmq_spark.job.text import number
         from airflow_rabbitmq_spark.job.topology import Job
+        from airflow_rabbitmq_spark.triggers.hold_off import process_seconds
 
         now = time.time()
         resumed_after = now - event.time.timestamp()
-        slot_seconds = record.slot_seconds + _process_seconds()
+        slot_seconds = record.slot_seconds + process_seconds()
         self.log.info(
             "Job %s succeeded; this task runs again %.2f s after the driver's last event and has held a worker slot for "
             "%.1f of %.1f s.",
@@ -606,13 +607,6 @@ class SparkJobOperator(SparkSubmitOperator):
         store = context.get("task_state_store")
         if store is not None:
             store.set(STORE_KEY, asdict(record))
-
-
-def _process_seconds() -> float:
-    """How long this process has run: the time that the task holds its worker slot."""
-    import psutil
-
-    return time.time() - float(psutil.Process().create_time())
 
 
 def _connecting_within(seconds: float, endpoint: Endpoint) -> Endpoint:
