@@ -118,6 +118,7 @@ class Connection:
     async def _open(self, parameters: pika.ConnectionParameters) -> None:
         loop = asyncio.get_running_loop()
         opened: asyncio.Future[None] = loop.create_future()
+        ended: asyncio.Future[Any] = loop.create_future()
 
         def on_open(_connection: object) -> None:
             if not opened.done():
@@ -126,6 +127,8 @@ class Connection:
         def on_error(_connection: object, error: BaseException | str) -> None:
             if not opened.done():
                 opened.set_exception(error if isinstance(error, BaseException) else ConnectionError(error))
+            if not ended.done():
+                ended.set_result(None)
 
         connection = JoiningConnection(
             parameters,
@@ -137,8 +140,12 @@ class Connection:
         try:
             await opened
         except asyncio.CancelledError:
-            if not connection.is_closed and not connection.is_closing:
+            # It may have been opened in this very moment.
+            if connection.is_open:
+                connection._terminate_stream(ConnectionAbortedError("nobody waits for it any more"))
+            elif not connection.is_closed and not connection.is_closing:
                 connection.close()
+            await asyncio.wait([ended, self.closed], timeout=CLOSE_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
             await _let_go()
             raise
         except Exception as error:  # whatever pika, ssl or the socket says: one table explains it
