@@ -322,36 +322,26 @@ def test_one_that_waits_in_the_worker_asks_its_driver_to_stop(stage, monkeypatch
     assert grace < inspect.signature(WatchedSubprocess.kill).parameters["escalation_delay"].default
 
 
-def test_one_that_is_stopped_while_the_broker_is_away_has_its_driver_killed(stage, monkeypatch):
+@pytest.mark.parametrize(
+    ("how", "option"),
+    # For the silent one, longer than a test may take.
+    [(Proxy.refuse, "heartbeat=1"), (Proxy.black_hole, "connection_timeout=3600")],
+    ids=["that is away", "that does not answer"],
+)
+def test_one_that_is_stopped_with_a_broker(stage, monkeypatch, how, option):
+    """Its driver is killed through Spark, in the time that Airflow gives."""
     with Proxy(stage.broker.port) as proxy:
         uri = stage.broker.connection().replace(f":{stage.broker.port}/", f":{proxy.port}/")
-        monkeypatch.setenv("AIRFLOW_CONN_RABBITMQ_TEST", f"{uri}&heartbeat=1")
+        monkeypatch.setenv("AIRFLOW_CONN_RABBITMQ_TEST", f"{uri}&{option}")
         task, execute = stage.task("stubborn", deferrable=False, lost_grace=0.0)
         waiting = Waiting(execute)
         eventually(stage.runs.exists)
-        proxy.refuse()
+        how(proxy)
         with pytest.raises(BrokerUnreachable):
             task.on_kill()
         assert stage.spark.killed == ["driver-1"]
         assert stage.ended("driver-1") == -signal.SIGKILL
         # Airflow ends this process. Where it lives on, it hears of it; its connection from before is of no use.
-        proxy.restore()
-        assert isinstance(waiting.ended_with(), JobLost)
-
-
-def test_a_broker_that_does_not_answer_does_not_use_up_the_time_to_kill(stage, monkeypatch):
-    with Proxy(stage.broker.port) as proxy:
-        uri = stage.broker.connection().replace(f":{stage.broker.port}/", f":{proxy.port}/")
-        # Longer than a test may take.
-        monkeypatch.setenv("AIRFLOW_CONN_RABBITMQ_TEST", f"{uri}&connection_timeout=3600")
-        task, execute = stage.task("stubborn", deferrable=False, lost_grace=0.0)
-        waiting = Waiting(execute)
-        eventually(stage.runs.exists)
-        proxy.black_hole()
-        with pytest.raises(BrokerUnreachable):
-            task.on_kill()
-        assert stage.spark.killed == ["driver-1"]
-        assert stage.ended("driver-1") == -signal.SIGKILL
         proxy.restore()
         assert isinstance(waiting.ended_with(), JobLost)
 
