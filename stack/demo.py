@@ -267,9 +267,10 @@ def main() -> int:
     """Run the demo; 0 when all went well."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave everything running until it is told to stop")
+    parser.add_argument("--directory", type=Path, default=ROOT / ".demo", help="deleted first; .demo unless given")
     options = parser.parse_args()
     heed(stopped)
-    directory = ROOT / ".demo"
+    directory = options.directory.resolve()
     lock = directory.with_suffix(".lock")
     screen = Screen()
     try:
