@@ -60,7 +60,7 @@ test-spark: setup ## tests on a real Spark cluster and RabbitMQ
 
 test-airflow: setup ## tests on a real Airflow, Spark and RabbitMQ, and its form in a browser
 	@stack/system.sh chromium
-	$(PYTEST) tests/airflow
+	$(PYTEST) -n 2 --dist loadgroup tests/airflow
 
 # FAULT=part of a name, REPLAY=round, RABBITMQ_ROOT=.rabbitmq-4; the rest is said by python -m stack.chaos --help.
 chaos: setup ## break one thing after another in a real stack; SEED=7 ROUNDS=20, or REPLAY=12
