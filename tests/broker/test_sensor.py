@@ -315,7 +315,8 @@ def test_a_broker_restart_while_an_early_event_is_held_back(hook, broker, queue,
 
     async def story():
         Airflow(monkeypatch, "success")
-        trigger = RabbitMQTrigger(queue_name=queue, rabbitmq_conn_id="sensor", fire_after=time.time() + 3)
+        # Longer than the command below takes on a busy machine.
+        trigger = RabbitMQTrigger(queue_name=queue, rabbitmq_conn_id="sensor", fire_after=time.time() + 12)
         firing = asyncio.ensure_future(fired(trigger))
         assert await asyncio.to_thread(waiting, hook, queue, 0)
         await asyncio.to_thread(broker.ctl, "close_all_connections", "a test")
