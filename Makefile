@@ -58,6 +58,7 @@ test-rabbitmq-4: setup ## the same on RabbitMQ 4, from a Debian 13 in .rabbitmq-
 test-spark: setup ## tests on a real Spark cluster and RabbitMQ
 	$(PYTEST) tests/spark
 
+# Up to three whole stacks at a time: 8 GB of memory.
 test-airflow: setup ## tests on a real Airflow, Spark and RabbitMQ, and its form in a browser
 	@stack/system.sh chromium
 	$(PYTEST) -n 2 --dist loadgroup tests/airflow
@@ -72,4 +73,4 @@ constraints: setup ## write down the versions that are installed now
 	$(BIN)/uv pip freeze --exclude-editable --python .venv-spark > constraints-spark.txt
 
 clean: ## remove both environments and what the demo and the tests left
-	rm -rf .venv .venv-spark .venv-peers .venv-peers-rmq .rabbitmq-4 .demo .stack build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-spark .venv-peers .venv-peers-rmq .rabbitmq-4 .demo .demo.lock .stack build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from stack.processes import Process
 
 ROOT = Path(__file__).parent.parent
+DIRECTORY = ROOT / ".demo"
 DAG = "train_digits"
 #: Seconds after which the run is given up. It takes about a minute where nothing else runs; a part that ends is seen at
 #: once, and a task that fails is told.
@@ -238,12 +239,14 @@ def run(directory: Path, screen: Screen, stack: ExitStack, *, keep: bool) -> Non
     final = follow(screen, listener, airflow, run_id, parts)
     report(screen, airflow, run_id, final, counter)
     if keep:
-        print(f"  Airflow    {airflow.url}/dags/{DAG}/runs/{run_id}")
-        print(f"  login      {airflow.username} / {airflow.password}")
-        print(f"  Spark      {spark.web_url}")
-        print(f"  to stop    Ctrl-C here, or: kill {os.getpid()}", flush=True)
         with suppress(SystemExit):
-            signal.pause()
+            print(f"  Airflow    {airflow.url}/dags/{DAG}/runs/{run_id}")
+            print(f"  login      {airflow.username} / {airflow.password}")
+            print(f"  Spark      {spark.web_url}")
+            print(f"  to stop    Ctrl-C here, or: kill {os.getpid()}", flush=True)
+            while True:
+                # Not signal.pause(): one that comes just before it would be lost.
+                time.sleep(1)
 
 
 def tell_to_stop(parts: Sequence[Process]) -> None:
@@ -267,17 +270,15 @@ def main() -> int:
     """Run the demo; 0 when all went well."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave everything running until it is told to stop")
-    parser.add_argument("--directory", type=Path, default=ROOT / ".demo", help="deleted first; .demo unless given")
+    parser.add_argument("--directory", type=Path, default=DIRECTORY, help="of all that it writes; .demo unless given")
     options = parser.parse_args()
     heed(stopped)
     directory = options.directory.resolve()
-    lock = directory.with_suffix(".lock")
     screen = Screen()
     try:
         with ExitStack() as stack:
-            stack.enter_context(only_one(lock))
-            shutil.rmtree(directory, ignore_errors=True)
-            directory.mkdir()
+            stack.enter_context(only_one(directory))
+            make_anew(directory)
             try:
                 run(directory, screen, stack, keep=options.keep)
             finally:
@@ -300,19 +301,34 @@ def main() -> int:
     return 0
 
 
-def only_one(lock: Path) -> Any:
-    """A lock of this clone: two demos in one folder would delete each other's files.
+def only_one(directory: Path) -> Any:
+    """A lock of this folder: two demos in one would delete each other's files.
 
     :raises Failed: it is taken.
     """
     import fcntl
 
-    file = lock.open("w")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    file = directory.with_name(f"{directory.name}.lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise Failed("Another demo runs in this folder. Stop it, or use another clone.") from error
+        file.close()
+        raise Failed("Another demo runs in this folder. Stop it, or use another clone or --directory.") from error
     return file
+
+
+def make_anew(directory: Path) -> None:
+    """An empty folder in place of the last demo's.
+
+    :raises Failed: there is something else in it.
+    """
+    mark = directory / "made-by-demo"
+    if directory.exists() and any(directory.iterdir()) and not mark.exists() and directory != DIRECTORY:
+        raise Failed(f"{directory} is not empty and was not made by a demo. Name another folder.")
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    mark.touch()
 
 
 if __name__ == "__main__":

@@ -268,7 +268,7 @@ class Channel:
         self._raw: PikaChannel | None = None
         self._pending: set[asyncio.Future[Any]] = set()
         self._confirming = False
-        self._id, self._numbers = uuid.uuid4().hex, itertools.count(1)
+        self._id_prefix, self._id_numbers = uuid.uuid4().hex, itertools.count(1)
         self._published = 0
         self._unconfirmed: dict[int, tuple[asyncio.Future[None], str | None]] = {}
         self._lowest_unconfirmed = 1
@@ -495,15 +495,16 @@ class Channel:
     ) -> asyncio.Future[None]:
         """Publish without waiting; the future completes when the broker has taken the message.
 
-        A ``message_id`` is given to a message that has none: that is how a returned message is told from the others.
+        A ``message_id`` is given to a message that has none: that is how a returned message is told from the others. It
+        is written into ``properties``, so that each message needs its own.
 
         The future raises :class:`Unroutable`, :class:`Rejected`, or what closed the channel. On a channel without
         :meth:`confirm` it is complete at once.
         """
         raw = self._open_raw()
         if properties.message_id is None:
-            # A UUID for each would be a tenth of what a message costs.
-            properties.message_id = f"{self._id}.{next(self._numbers)}"
+            # A UUID for each would take some microseconds, of about 20 that a message of a batch takes.
+            properties.message_id = f"{self._id_prefix}.{next(self._id_numbers)}"
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         raw.basic_publish(exchange, routing_key, body, properties, mandatory=mandatory)
         if not self._confirming:

@@ -133,7 +133,8 @@ class Publisher:
         mandatory: bool = True,
         on_progress: Callable[[int], None] | None = None,
     ) -> int:
-        """Publish many messages with up to :data:`WINDOW` of them, or :data:`WINDOW_BYTES`, unconfirmed at a time.
+        """Publish many messages with up to :data:`WINDOW` of them, or :data:`WINDOW_BYTES` and one message,
+        unconfirmed at a time.
 
         The first message that fails stops the rest. Its error says how many were confirmed before.
 

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import json
 import math
+import threading
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -33,6 +34,8 @@ MAX_EVENT_BYTES = 2 * 2**20
 #: text are read in 3 ms, 2 MiB of empty lists in a second. This many are read in some 50 ms (benchmarks/hostile.py).
 MAX_VALUES = 100_000
 MAX_CONTAINERS = 25_000
+#: Bytes from which the garbage collector is off while a message is decoded.
+COLLECTOR_OFF = 8 * 2**10
 #: JSON has no limit of its own for integers, but databases and other languages do: signed 64 bits.
 MAX_INTEGER = 2**63 - 1
 #: Deeper than any result a person writes, and far from Python's recursion limit.
@@ -117,24 +120,39 @@ def decode(body: bytes) -> Event:
         raise EventInvalid(f"it has {len(body)} bytes, and an event has {MAX_EVENT_BYTES} at most")
     if problem := shape_problem(body):
         raise EventInvalid(f"it {problem}")
-    with collector_held():
+    with collector_off(len(body)):
         return _event(_attributes(body))
 
 
-@contextlib.contextmanager
-def collector_held() -> Iterator[None]:
-    """Python's garbage collector waits for the block's end.
+_collector = threading.Lock()
+_off_for = 0
+_was_on = False
 
-    A few thousand new lists are its sign to go through all that the process has, and in a triggerer that takes 100 ms
-    (benchmarks/hostile.py). What is decoded has no cycles, so there is nothing in it to find.
+
+@contextlib.contextmanager
+def collector_off(size: int) -> Iterator[None]:
+    """Python's garbage collector is off while something of ``size`` bytes is decoded, if that is much.
+
+    The collector begins for each 700 new lists or objects, now and then with all that the process has, and in a triggerer
+    that takes 100 ms (benchmarks/hostile.py). With this a message makes it begin once at the most, in place of 35 times.
+    What is decoded has no cycles, so nothing in it waits to be found. Several threads may be in here.
     """
-    was_on = gc.isenabled()
-    gc.disable()
+    global _off_for, _was_on  # noqa: PLW0603 - the collector is one for the process
+    if size < COLLECTOR_OFF:
+        yield
+        return
+    with _collector:
+        if _off_for == 0:
+            _was_on = gc.isenabled()
+            gc.disable()
+        _off_for += 1
     try:
         yield
     finally:
-        if was_on:
-            gc.enable()
+        with _collector:
+            _off_for -= 1
+            if _off_for == 0 and _was_on:
+                gc.enable()
 
 
 def _attributes(body: bytes) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from airflow_rabbitmq_spark.exceptions import ConfigurationError
-from airflow_rabbitmq_spark.job.events import MAX_INTEGER, collector_held, json_problem, shape_problem
+from airflow_rabbitmq_spark.job.events import MAX_INTEGER, collector_off, json_problem, shape_problem
 
 if TYPE_CHECKING:
     from airflow_rabbitmq_spark.amqp.connection import Message
@@ -83,7 +83,7 @@ def _body(message: Message, limit: int) -> tuple[Any, str]:
     # Many publishers leave the type out, or say that JSON is text.
     if (kind.endswith(("/json", "+json")) or text[:1] in ("{", "[")) and shape_problem(body) is None:
         try:
-            with collector_held():
+            with collector_off(len(body)):
                 value = json.loads(text, parse_constant=_refuse)
         except (ValueError, RecursionError):
             pass

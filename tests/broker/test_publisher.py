@@ -10,7 +10,7 @@ import pika
 import pytest
 
 from airflow_rabbitmq_spark.amqp.blocking import Operations
-from airflow_rabbitmq_spark.amqp.publisher import CHUNK, WINDOW, Outgoing, Publisher
+from airflow_rabbitmq_spark.amqp.publisher import CHUNK, WINDOW, WINDOW_BYTES, Outgoing, Publisher
 from airflow_rabbitmq_spark.exceptions import BrokerBlocked, ConnectionFailed, Rejected, Unconfirmed, Unroutable
 from stack.proxy import Proxy
 from tests.broker.drivers import alarm, eventually, through
@@ -160,9 +160,29 @@ def test_a_batch_stops_at_the_first_that_is_not_taken(broker_endpoint, operation
     with Publisher(broker_endpoint) as publisher:
         with pytest.raises(Unroutable, match=r"'nowhere'.*\(5 messages before it were confirmed\.\)"):
             publisher.publish_many(messages())
-        # No more than a window was under way.
-        assert len(taken) <= WINDOW + 1
+        # No more than a window was under way when the first five were confirmed.
+        assert len(taken) <= WINDOW + 5
         publisher.publish("", queue, b"goes on")
+
+
+@pytest.mark.parametrize(("size", "most"), [(1, WINDOW), (2**20, WINDOW_BYTES // 2**20)])
+def test_no_more_than_a_window_is_unconfirmed(broker, broker_endpoint, queue, size, most):
+    taken = []
+
+    def messages():
+        for n in range(2 * most):
+            taken.append(n)
+            yield Outgoing(bytes(size), queue)
+
+    with Publisher(broker_endpoint, timeout=2) as publisher:
+        publisher.publish("", queue, b"x")
+        broker.suspend()
+        try:
+            with pytest.raises(Unconfirmed, match=r"\(0 messages before it were confirmed\.\)"):
+                publisher.publish_many(messages())
+        finally:
+            broker.resume()
+    assert most // 2 <= len(taken) <= most + 1
 
 
 def test_who_takes_long_to_make_messages_is_not_taken_for_dead(broker, operations, queue):
