@@ -80,6 +80,8 @@ class Multiplexer:
         self._logged: dict[type, float] = {}
         #: How many times a connection was opened; for tests and benchmarks.
         self.connections_opened = 0
+        #: When the broker was there again after it had been away, by ``time.monotonic()``; None when it never was.
+        self.back_since: float | None = None
 
     def subscribe(self, queue: str, *, prefetch: int = PREFETCH) -> Subscription:
         """A subscription to ``queue``; consuming starts when it is entered (``async with``).
@@ -146,6 +148,8 @@ class Multiplexer:
                 connection = await Connection.open(self.endpoint, connection_name="airflow-rabbitmq-spark triggerer")
                 self._connection = connection
                 self.connections_opened += 1
+                if broken_since is not None:
+                    self.back_since = time.monotonic()
                 delay, broken_since = RETRY_DELAY[0], None
                 await self._serve(connection)
             except RabbitMQSparkError as error:

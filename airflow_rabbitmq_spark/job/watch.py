@@ -68,7 +68,8 @@ class Rules:
     """How long to wait for what. Points in time are seconds since the epoch, so that they survive a restart.
 
     :param start_by: when to give up on a driver that has not reported.
-    :param lost_grace: seconds between the broker's ``lost`` and believing it.
+    :param lost_grace: seconds between the broker's ``lost`` and believing it; and between the return of a broker that was
+        away and giving up on a driver that has not reported.
     :param end_by: when to give up altogether.
     """
 
@@ -202,12 +203,17 @@ class Watch:
             return Outcome(Verdict.LOST, event, lost_at=at)
         if self._rules.end_by is not None and now >= self._rules.end_by:
             return Outcome(Verdict.TIMED_OUT)
-        if not self._heard and self._lost is None and now >= start_by:
+        if not self._heard and self._lost is None and now >= start_by and not self._has_just_come_back():
             # Its `started` may have been read by somebody who is gone; a living driver consumes its will.
             counts = await self._counts(self._job.will_queue)
             if counts is not None and counts[1] == 0:
                 return Outcome(Verdict.NEVER_STARTED)
         return None
+
+    def _has_just_come_back(self) -> bool:
+        """Whether a driver that was without the broker as well may still be about to connect again."""
+        back = self._multiplexer.back_since
+        return back is not None and time.monotonic() < back + self._rules.lost_grace
 
     async def _read(self, subscription: Subscription, message: Message) -> Event | None:
         """Decode a message that anybody may have sent; what is no event of this job is dead-lettered, and said once."""

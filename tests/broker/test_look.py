@@ -17,6 +17,7 @@ from airflow_rabbitmq_spark.job.mailbox import Mailbox
 from airflow_rabbitmq_spark.job.topology import Job
 from airflow_rabbitmq_spark.job.watch import Rules, Verdict, Watch
 from stack.proxy import Proxy
+from tests.broker.drivers import eventually, through
 
 
 @pytest.fixture
@@ -88,6 +89,44 @@ def test_a_broker_that_restarts_many_times_does_not_fill_the_prefetch(mailbox, j
     rules = Rules(start_by=time.time(), lost_grace=20, end_by=time.time() + 30)
     assert mailbox.wait(job, rules).verdict is Verdict.SUCCEEDED
     assert mailbox.look(job).verdict is Verdict.SUCCEEDED
+
+
+@pytest.mark.parametrize(("grace", "verdict"), [(60, Verdict.SUCCEEDED), (1, Verdict.NEVER_STARTED)])
+def test_a_driver_may_connect_again_where_the_broker_was_away_at_start_timeout(
+    broker, job, say, monkeypatch, *, grace, verdict
+):
+    """Its first word could not come, and who waits may be back before the driver is."""
+    monkeypatch.setattr("airflow_rabbitmq_spark.job.watch.LOOK_AGAIN", 0.5)
+    monkeypatch.setattr("airflow_rabbitmq_spark.amqp.multiplexer.RETRY_DELAY", (0.1, 0.2))
+    looks = []
+
+    async def story(proxy):
+        multiplexer = Multiplexer(through(proxy, broker))
+        async with multiplexer.subscribe(job.job_queue) as subscription:
+            await asyncio.to_thread(eventually, lambda: subscription.consumer is not None)
+            assert multiplexer.back_since is None
+            proxy.refuse()
+            watch = Watch(multiplexer, job, Rules(start_by=time.time(), lost_grace=grace, end_by=time.time() + 60))
+            overdue = watch._overdue
+
+            async def counted(start_by):
+                looks.append(multiplexer.back_since)
+                return await overdue(start_by)
+
+            monkeypatch.setattr(watch, "_overdue", counted)
+            waiting = asyncio.ensure_future(watch.outcome(subscription))
+            await asyncio.to_thread(eventually, lambda: len(looks) > 1)
+            assert looks[-1] is None
+            proxy.restore()
+            # It looks with the broker there, twice, or has given up.
+            await asyncio.to_thread(eventually, lambda: waiting.done() or None not in looks[-2:])
+            if grace == 60:
+                assert not waiting.done()
+                await asyncio.to_thread(say, Kind.SUCCEEDED)
+            return (await waiting).verdict
+
+    with Proxy(broker.port) as proxy:
+        assert asyncio.run(story(proxy)) is verdict
 
 
 def test_a_queue_that_is_gone(mailbox, job):
