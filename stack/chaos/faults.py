@@ -320,7 +320,7 @@ def task_marked(r: Round, state: str, stage: str) -> None:
     """The deferred task is marked: the job is stopped, and nothing is run again."""
     r.expected = Expected(states=(state,), ends=(0, 0))
     r.start(30)
-    r.until_deferred()
+    r.until_watched()
     r.until(stage)
     r.stack.airflow.api("PATCH", f"dags/{r.dag_id}/dagRuns/{r.run_id}/taskInstances/job", json={"new_state": state})
     r.say(f"marked as {state}")
@@ -330,7 +330,7 @@ def task_marked_without_broker(r: Round, *, away: bool) -> None:
     """Marked as failed while the driver cannot be asked to stop: an alarm blocks publishers, or the broker is away."""
     r.expected = Expected(states=("failed",), ends=(0, 0), queues_may_stay=away)
     r.start(60)
-    r.until_deferred()
+    r.until_watched()
     r.until("begin")
     if away:
         r.stack.broker.kill()
@@ -354,7 +354,7 @@ def task_cleared(r: Round, stage: str) -> None:
     at_end = stage == "end"
     r.expected = Expected(ends=(2, 2) if at_end else (1, 1), tries=(2, 2))
     r.start(2 if at_end else 20)
-    r.until_deferred()
+    r.until_watched()
     r.until(stage)
     if at_end and not r.state_is("deferred")():
         raise Missed("the task was not deferred any more")

@@ -243,6 +243,12 @@ class Round:
         self.wait(self.state_is("deferred"), "deferral", every=0.2)
         self.deferred_at = time.time()
 
+    def until_watched(self) -> None:
+        """Wait until a triggerer has the task's trigger: Airflow tells nobody of what is done to the task before."""
+        self.until_deferred()
+        self.wait(lambda: self.task()["triggerer_job"] is not None, "triggerer", every=0.2)
+        time.sleep(2)  # until it runs there
+
     def until_resuming(self) -> None:
         """Wait until the worker process that reads the result has begun."""
         self.until_deferred()
