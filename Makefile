@@ -58,10 +58,9 @@ test-rabbitmq-4: setup ## the same on RabbitMQ 4, from a Debian 13 in .rabbitmq-
 test-spark: setup ## tests on a real Spark cluster and RabbitMQ
 	$(PYTEST) tests/spark
 
-# Up to three whole stacks at a time: 8 GB of memory.
 test-airflow: setup ## tests on a real Airflow, Spark and RabbitMQ, and its form in a browser
 	@stack/system.sh chromium
-	$(PYTEST) -n 2 --dist loadgroup tests/airflow
+	$(PYTEST) tests/airflow
 
 # FAULT=part of a name, REPLAY=round, RABBITMQ_ROOT=.rabbitmq-4; the rest is said by python -m stack.chaos --help.
 chaos: setup ## break one thing after another in a real stack; SEED=7 ROUNDS=20, or REPLAY=12
