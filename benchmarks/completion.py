@@ -34,7 +34,7 @@ from benchmarks.tables import show
 from stack.airflow import Airflow
 from stack.broker import Broker
 from stack.http_counter import RestCounter
-from stack.processes import command_line
+from stack.processes import command_line, cpu_seconds
 from stack.spark import SparkCluster
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 SPARK_PYTHON = ROOT / ".venv-spark" / "bin" / "python"
-TICKS = os.sysconf("SC_CLK_TCK")
 #: Seconds between two looks at Airflow's processes.
 INTERVAL = 0.05
 
@@ -110,12 +109,11 @@ class Watcher:
 
     def _cpu_now(self) -> float:
         """CPU-seconds of all, those included that have ended and were waited for."""
-        ticks = 0
+        seconds = 0.0
         for pid in self._tree():
             with contextlib.suppress(OSError):
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                ticks += sum(map(int, fields[11:15]))
-        return ticks / TICKS
+                seconds += cpu_seconds(pid, with_children=True)
+        return seconds
 
 
 def roots(airflow: Airflow) -> list[int]:

@@ -3,7 +3,8 @@
     python benchmarks/publishers.py CLIENT
 
 Reads JSON lines from standard input: first the broker (``host, port, plain_port, user, password, ca_file, queue``), then
-``{"mode": "one by one" | "batched", "messages": N}``; writes the seconds each took, or why it cannot. Only what a client
+``{"mode": "one by one" | "batched", "messages": N}``; writes the seconds and CPU-seconds each took, or why it cannot. With a
+``window`` the broker's line says how many messages of a batch may be unconfirmed. Only what a client
 itself needs is imported, since each environment holds another one.
 """
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 BODY = b"x" * 1024
 
-#: Messages under way at a time, where the client leaves it to its caller. Measured for each: more made none faster.
-AIO_PIKA_WINDOW, PIKA_WINDOW = 1_000, 4_000
+#: Messages under way at a time, where the client leaves it to its caller: what served each best (publishing.py --windows).
+AIO_PIKA_WINDOW, PIKA_WINDOW = 2_000, 4_000
 
 Where = dict[str, Any]
 
@@ -45,14 +46,17 @@ class Client:
 
     def __init__(self, broker: Where) -> None:
         self.queue = broker["queue"]
+        self.window = broker.get("window")
 
 
 class Ours(Client):
     def __init__(self, broker: Where) -> None:
         super().__init__(broker)
         os.environ["AIRFLOW_CONN_BENCHMARK"] = _uri(broker, f"tls=true&ca_certificate={quote(broker['ca_file'])}")
+        from airflow_rabbitmq_spark.amqp import publisher
         from airflow_rabbitmq_spark.hooks.rabbitmq import RabbitMQHook
 
+        publisher.WINDOW = self.window or publisher.WINDOW
         self.hook = RabbitMQHook("benchmark").__enter__()
         self.modes = {"one by one": self.each, "batched": self.many}
 
@@ -106,6 +110,7 @@ class PikaWindow(Client):
         super().__init__(broker)
         from pika.adapters.asyncio_connection import AsyncioConnection
 
+        self.window = self.window or PIKA_WINDOW
         self.loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self.loop)
         self.confirmed_to = self.returned = 0
@@ -143,8 +148,8 @@ class PikaWindow(Client):
         import pika
 
         for _ in range(count):
-            if self.sent - self.confirmed_to >= PIKA_WINDOW:
-                await self.until(self.sent - PIKA_WINDOW // 2)
+            if self.sent - self.confirmed_to >= self.window:
+                await self.until(self.sent - self.window // 2)
             properties = pika.BasicProperties(delivery_mode=2, content_type="text/plain")
             self.channel.basic_publish("", self.queue, BODY, properties, mandatory=True)
             self.sent += 1
@@ -158,6 +163,7 @@ class AioPika(Client):
         super().__init__(broker)
         import aio_pika
 
+        self.window = self.window or AIO_PIKA_WINDOW
         self.loop = asyncio.new_event_loop()
         self.aio_pika = aio_pika
 
@@ -190,7 +196,7 @@ class AioPika(Client):
 
     async def many(self, count: int) -> None:
         while count:
-            window = min(count, AIO_PIKA_WINDOW)
+            window = min(count, self.window)
             await asyncio.gather(*(self.send() for _ in range(window)))
             count -= window
 
@@ -297,9 +303,9 @@ def main() -> None:
     answers.write(json.dumps({"modes": list(client.modes), "tls": client.tls, "confirmed": client.confirmed}) + "\n")
     for line in sys.stdin:
         order = json.loads(line)
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         client.modes[order["mode"]](order["messages"])
-        answers.write(json.dumps({"seconds": time.perf_counter() - start}) + "\n")
+        answers.write(json.dumps({"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}) + "\n")
 
 
 if __name__ == "__main__":

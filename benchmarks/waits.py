@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import queue
 import subprocess
 import sys
@@ -44,7 +43,7 @@ from airflow_rabbitmq_spark.job.events import CONTENT_TYPE, Event, Kind, encode
 from airflow_rabbitmq_spark.job.topology import Job, job_queue_arguments, refused_exchange
 from benchmarks.tables import percentile, show
 from stack.broker import Broker
-from stack.processes import base_environment
+from stack.processes import base_environment, cpu_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,7 +62,6 @@ COLUMNS = (
     *("implementation", "waits", "connections", "kib_per_wait", "broker_kib_per_wait", "setup_s", "setup_cpu_s"),
     *("idle_cpu_percent", "p50_ms", "p99_ms", "reconnect_s", "lost"),
 )
-TICKS = os.sysconf("SC_CLK_TCK")
 
 CONSUMERS, CONNECTIONS = "consumer_created", "connection_created"
 
@@ -208,8 +206,7 @@ class Waiters:
 
     @property
     def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
+        return cpu_seconds(self._process.pid)
 
 
 class Jobs:

@@ -116,6 +116,16 @@ class Process:
         return "\n".join([f"The last lines of {self.log}:", *text])
 
 
+def cpu_seconds(pid: int, *, with_children: bool = False) -> float:
+    """The CPU that a process has used, in seconds; of its ended children, too.
+
+    :raises OSError: it is gone.
+    """
+    # After the name in parentheses, which may hold anything: proc(5), fields 14 to 17.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11 : 15 if with_children else 13])) / os.sysconf("SC_CLK_TCK")
+
+
 def command_line(pid: int) -> str:
     """The command line of a process; empty when it is gone."""
     try:
