@@ -29,7 +29,7 @@ def dead_port() -> int:
 def several(broker, *hosts: str, **options: object) -> Endpoint:
     last = f"{broker.host}:{broker.port}"
     uri = broker.uri().replace(last, ",".join((*hosts, last)))
-    return Endpoint.from_uri(uri, ca_certificate=broker.ca_pem, connection_timeout=1, **options)
+    return Endpoint.from_uri(uri, ca_certificate=broker.ca_pem, connection_timeout=3, **options)
 
 
 def by_asyncio(endpoint: Endpoint) -> None:
@@ -65,9 +65,7 @@ def test_the_first_host_is_no_good(broker, first, way):
                 proxy.refuse()
             else:
                 host = f"127.0.0.2:{_forward(stack, broker)}"  # which is not in the certificate
-        started = time.monotonic()
         WAYS[way](several(broker, host, attempts=1))
-        assert time.monotonic() - started < 5
 
 
 def _forward(stack: ExitStack, broker) -> int:
@@ -114,13 +112,14 @@ def test_all_are_dead(broker):
 
 
 def test_what_waiting_does_not_cure_is_told_before_what_it_may(broker):
-    endpoint = several(broker, f"127.0.0.1:{dead_port()}", attempts=5, delay=60)
-    wrong = Endpoint.from_mapping({**endpoint.to_mapping(), "password": "wrong"})
-    for way in (*WAYS.values(), check):
-        started = time.monotonic()
-        with pytest.raises(ours.AuthenticationFailed):
-            way(wrong)
-        assert time.monotonic() - started < 10  # and no second attempt
+    with Proxy(broker.port) as proxy:
+        uri = f"amqps://airflow:wrong@127.0.0.1:{dead_port()},127.0.0.1:{proxy.port}/"
+        endpoint = Endpoint.from_uri(uri, ca_certificate=broker.ca_pem, attempts=5, delay=0.01)
+        for asked, way in enumerate((*WAYS.values(), check), start=1):
+            with pytest.raises(ours.AuthenticationFailed):
+                way(endpoint)
+            # And that at once: nobody was asked a second time.
+            assert proxy.accepted == asked
 
 
 def test_a_host_dies_between_two_operations(broker):

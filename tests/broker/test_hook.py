@@ -134,10 +134,8 @@ def test_an_alarm_is_told_after_the_timeout(hook, queue, broker, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_IMPATIENT", f"{broker.connection()}&blocked_connection_timeout=1")
     broker.ctl("set_vm_memory_high_watermark", "0.000001")
     try:
-        started = time.monotonic()
-        with pytest.raises(BrokerBlocked, match="alarm"):
+        with pytest.raises(BrokerBlocked, match=r"alarm.* in 1 s\."):
             RabbitMQHook("impatient").publish(queue, "x")
-        assert time.monotonic() - started < 8
     finally:
         broker.ctl("set_vm_memory_high_watermark", "0.4")
 

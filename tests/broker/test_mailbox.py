@@ -28,6 +28,14 @@ with open_job() as job:
     time.sleep(300)
 """
 
+#: An interrupt does not end it, however soon it comes.
+STUBBORN = """
+with open_job() as job:
+    while True:
+        try: say("runs"); time.sleep(300)
+        except KeyboardInterrupt: say("no")
+"""
+
 
 def soon(seconds: float = 60) -> Rules:
     return Rules(start_by=time.time() + seconds, lost_grace=0.0, end_by=time.time() + seconds)
@@ -128,10 +136,8 @@ def test_a_cancel_that_nobody_can_hear(broker_endpoint):
 
 @pytest.mark.parametrize("obeys", [True, False])
 def test_to_stop_is_to_ask_first_and_then_to_kill(broker, broker_endpoint, obeys):
-    stubborn = "while True:\n        try: time.sleep(300)\n        except KeyboardInterrupt: say('no')"
-    code = WAITING if obeys else WAITING.replace("time.sleep(300)", stubborn)
     with declared(broker_endpoint) as (job, mailbox, listener):
-        with Driver(job, broker_endpoint, code) as driver:
+        with Driver(job, broker_endpoint, WAITING if obeys else STUBBORN) as driver:
             driver.hear("runs")
             killed = []
             mailbox.stop(job, "enough", grace=60 if obeys else 2, kill=lambda: killed.append(driver.process.kill()))
@@ -165,12 +171,9 @@ def test_who_cannot_be_asked_because_of_an_alarm_is_killed(broker, broker_endpoi
 
 @pytest.mark.parametrize(("asked", "way"), [(False, "refuse"), (False, "black_hole"), (True, "refuse")])
 def test_to_stop_without_a_broker_is_to_kill(broker, broker_endpoint, asked, way):
-    code = WAITING.replace(
-        "time.sleep(300)", "while True:\n        try: time.sleep(300)\n        except KeyboardInterrupt: say('no')"
-    )
     with (
         declared(broker_endpoint) as (job, _, listener),
-        Driver(job, broker_endpoint, code) as driver,
+        Driver(job, broker_endpoint, STUBBORN) as driver,
         Proxy(broker.port) as proxy,
         Mailbox(through(proxy, broker, heartbeat=1, connection_timeout=2), connection_name="test") as mailbox,
     ):

@@ -222,14 +222,16 @@ def test_a_batch_tells_how_much_was_confirmed_when_the_connection_is_lost(broker
 
 
 def test_a_batch_that_was_confirmed_does_not_need_the_connection_again(broker, operations, queue):
-    def messages(proxy):
+    def messages(proxy, publisher):
         yield Outgoing(b"one", queue)
-        eventually(lambda: waiting(operations, queue) == 1)
+        # That it is in the queue does not say that its confirm is here.
+        eventually(lambda: publisher._channel._published == 1 and not publisher._channel._unconfirmed)
         proxy.refuse()
-        time.sleep(1)
+        eventually(lambda: not publisher._connection.is_open)
 
     with Proxy(broker.port) as proxy, Publisher(through(proxy, broker)) as publisher:
-        assert publisher.publish_many(messages(proxy)) == 1
+        assert publisher.publish_many(messages(proxy, publisher)) == 1
+    assert waiting(operations, queue) == 1
 
 
 def test_a_large_batch_tells_how_far_it_is(broker_endpoint, queue):

@@ -130,8 +130,8 @@ with open_job() as job:
 def test_a_cancel_is_heard_and_obeyed(broker, quick):
     code = """
 with open_job() as job:
-    say("runs")
     try:
+        say("runs")
         time.sleep(300)
     finally:
         say(f"cleans up, cancelled={job.cancelled}")
@@ -153,9 +153,8 @@ with open_job() as job:
 def test_one_that_looks_for_a_cancel_ends_its_own_way(quick, body, kind):
     code = f"""
 with open_job() as job:
-    say("runs")
     while not job.cancelled:
-        try: time.sleep(300)
+        try: say("runs"); time.sleep(300)
         except KeyboardInterrupt: pass
     {body}
 """
