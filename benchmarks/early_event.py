@@ -57,7 +57,7 @@ def main() -> int:
             deferred = count_deferrals(airflow.directory)
             # The receipt of the last sensors is still being read.
             time.sleep(30)
-            queues = queue_sizes(broker)
+            queues = broker.queue_sizes()
     failed = [task for task in tasks if task["state"] != "success"]
     left = {name for name in queues if ".job." in name or ".will." in name}
     print(f"run {state} in {took:.0f} s, seed {options.seed}, events 0 to {options.latest:g} s after the wait began")
@@ -91,12 +91,6 @@ def count_deferrals(home: Path) -> Counter[str]:
         next(part.removeprefix("task_id=") for part in path.parts if part.startswith("task_id="))
         for path in (home / "logs").rglob("*.trigger.*.log")
     )
-
-
-def queue_sizes(broker: Broker) -> dict[str, int]:
-    """The messages in each queue, those that somebody holds included."""
-    rows = broker.ctl("list_queues", "--no-table-headers", "name", "messages").splitlines()
-    return {name: int(messages) for name, messages in (row.split("\t") for row in rows if "\t" in row)}
 
 
 if __name__ == "__main__":

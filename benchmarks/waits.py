@@ -261,13 +261,13 @@ class Jobs:
 
 
 def rows_in(broker: Broker, table: str) -> int:
-    return int(broker.ctl("eval", f"ets:info({table}, size)."))
+    return int(broker.evaluate(f"ets:info({table}, size)"))
 
 
 def memory_kib(broker: Broker) -> float:
     """The broker's memory, after every process in it has collected its garbage."""
-    collect = "[erlang:garbage_collect(P) || P <- processes()], erlang:memory(total)."
-    return int(broker.ctl("eval", collect)) / 1024
+    collect = "[erlang:garbage_collect(P) || P <- processes()], erlang:memory(total)"
+    return int(broker.evaluate(collect)) / 1024
 
 
 class Look:
@@ -281,13 +281,13 @@ class Look:
     def _look(self, broker: Broker, table: str, rows: int) -> None:
         expression = (
             f"F = fun F(0) -> late; F(N) -> case ets:info({table}, size) >= {rows} of "
-            "true -> os:system_time(microsecond); false -> timer:sleep(10), F(N - 1) end end, F(3000)."
+            "true -> os:system_time(microsecond); false -> timer:sleep(10), F(N - 1) end end, F(3000)"
         )
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            answer = broker.ctl("eval", expression).strip()
-            if answer.isdigit():
-                self._answer = int(answer) / 1e6
+            answer = broker.evaluate(expression)
+            if answer != "late":
+                self._answer = answer / 1e6
                 return
 
     def result(self) -> float | None:
@@ -329,7 +329,7 @@ def measure(implementation: Implementation, count: int, *, idle: float) -> dict[
             time.sleep(idle)
             row["idle_cpu_percent"] = (waiters.cpu_s - cpu) / idle * 100
             # Not rows_in: one that is closed stays in the broker's table for some seconds.
-            row["connections"] = broker.ctl("list_connections", "state").split().count("running")
+            row["connections"] = [found["state"] for found in broker.connections()].count("running")
             if implementation.uses_broker:
                 running.complete(todo, row)
     return row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING
 from stack import leash
 
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Callable, Mapping, Sequence
 
 #: Ports given out by this process. The kernel may offer one again before it is used.
@@ -78,10 +78,16 @@ class Process:
         return [pid for pid in leash.descendants(self._leash.pid) if containing in command_line(pid)]
 
     def signal(self, number: signal.Signals, *, containing: str = "") -> None:
-        """Send a signal to the processes of the command whose command line has ``containing`` in it."""
-        for pid in self.pids(containing=containing):
+        """Send a signal to the processes of the command whose command line has ``containing`` in it.
+
+        After SIGSTOP, wait until they have stopped: a thread that runs takes some time to hear of it.
+        """
+        pids = self.pids(containing=containing)
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+        while number is signal.SIGSTOP and any(_runs(pid) for pid in pids):
+            time.sleep(0.005)
 
     def wait_until(self, ready: Callable[[], bool], *, timeout: float) -> None:
         """Wait until ``ready`` answers True.
@@ -124,6 +130,15 @@ def cpu_seconds(pid: int, *, with_children: bool = False) -> float:
     # After the name in parentheses, which may hold anything: proc(5), fields 14 to 17.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11 : 15 if with_children else 13])) / os.sysconf("SC_CLK_TCK")
+
+
+def _runs(pid: int) -> bool:
+    """Whether a thread of a process does anything but being stopped or dead."""
+    states = set()
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            states.add(stat.read_text().rpartition(")")[2].split()[0])
+    return bool(states - set("TtZX"))
 
 
 def command_line(pid: int) -> str:

@@ -94,7 +94,7 @@ class Stack:
         closing.callback(self.airflow.stop)
         self.airflow.launch()
         self.broker.wait()
-        self.broker_version = self.broker.ctl("version").strip()
+        self.broker_version = self.broker.version
         self.spark.wait()
         self.airflow.wait()
         second = self.airflow.add_triggerer()
@@ -131,19 +131,16 @@ class Stack:
     def delete_queues(self, names: set[str]) -> None:
         """Delete queues, after a round that may leave some."""
         for name in names:
-            self.broker.ctl("delete_queue", name)
+            self.broker.delete_queue(name)
 
     def set_alarm(self, *, on: bool) -> None:
         """Raise or end a memory alarm: publishers are blocked while it lasts."""
-        self.broker.ctl("set_vm_memory_high_watermark", "0.000001" if on else "0.4")
+        self.broker.set_alarm(on=on)
 
     def set_delivery_timeout(self, seconds: float, interval: float) -> None:
         """Set the delivery timeout, and how often it is looked at, of channels that are opened from now on."""
-        self.broker.ctl(
-            "eval",
-            f"application:set_env(rabbit, consumer_timeout, {round(seconds * 1000)}), "
-            f"application:set_env(rabbit, channel_tick_interval, {round(interval * 1000)}).",
-        )
+        self.broker.set_option("consumer_timeout", round(seconds * 1000))
+        self.broker.set_option("channel_tick_interval", round(interval * 1000))
 
     # Airflow ---------------------------------------------------------------------------------------------------------
 

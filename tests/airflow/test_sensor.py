@@ -26,9 +26,8 @@ def hook(broker, monkeypatch):
 
 def left(broker):
     """Messages of each queue, those that somebody holds included."""
-    rows = broker.ctl("list_queues", "--no-table-headers", "name", "messages").splitlines()
-    sizes = dict(row.split("\t") for row in rows if "\t" in row)
-    return {name: int(sizes[f"tests.sensor.{name}"]) for name in NAMES}
+    sizes = broker.queue_sizes()
+    return {name: sizes[f"tests.sensor.{name}"] for name in NAMES}
 
 
 def test_a_message_is_taken_once_and_goes_back_when_nobody_has_it(airflow_stack, broker, hook):

@@ -220,8 +220,8 @@ def through(proxy: Proxy, broker: Broker, **options: Any) -> Endpoint:
 @contextlib.contextmanager
 def alarm(broker: Broker) -> Iterator[Callable[[], object]]:
     """A memory alarm on the broker: publishers are blocked. What it gives ends the alarm, as the end of the block does."""
-    broker.ctl("set_vm_memory_high_watermark", "0.000001")
-    end = functools.partial(broker.ctl, "set_vm_memory_high_watermark", "0.4")
+    broker.set_alarm(on=True)
+    end = functools.partial(broker.set_alarm, on=False)
     try:
         yield end
     finally:

@@ -88,12 +88,12 @@ def showing(broker: Broker, leaf: trustme.LeafCert) -> Iterator[None]:
     try:
         files[0].write_text(pem(*leaf.cert_chain_pems))
         files[1].write_text(pem(leaf.private_key_pem))
-        broker.ctl("eval", "ssl:clear_pem_cache().")
+        broker.evaluate("ssl:clear_pem_cache()")
         yield
     finally:
         for file, content in zip(files, before, strict=True):
             file.write_bytes(content)
-        broker.ctl("eval", "ssl:clear_pem_cache().")
+        broker.evaluate("ssl:clear_pem_cache()")
 
 
 def make(broker: Broker, ca: str, **options: object) -> Endpoint:

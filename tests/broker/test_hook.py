@@ -132,12 +132,12 @@ def test_publish_many_stops_at_the_first_failure(hook, queue):
 
 def test_an_alarm_is_told_after_the_timeout(hook, queue, broker, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_IMPATIENT", f"{broker.connection()}&blocked_connection_timeout=1")
-    broker.ctl("set_vm_memory_high_watermark", "0.000001")
+    broker.set_alarm(on=True)
     try:
         with pytest.raises(BrokerBlocked, match=r"alarm.* in 1 s\."):
             RabbitMQHook("impatient").publish(queue, "x")
     finally:
-        broker.ctl("set_vm_memory_high_watermark", "0.4")
+        broker.set_alarm(on=False)
 
 
 def test_queues_and_exchanges(hook, queue):
@@ -241,7 +241,7 @@ def test_a_connection_that_is_closed_while_it_consumes(hook, queue, broker):
     hook.publish(queue, "x")
 
     def handle(_message) -> None:
-        broker.ctl("close_all_connections", "the test says so")
+        broker.close_connections("the test says so")
         time.sleep(0.5)
 
     with pytest.raises(ConnectionLost, match="the test says so"):
@@ -253,7 +253,7 @@ def test_as_a_context_manager_it_keeps_one_connection(broker, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_KEEP", broker.connection() + "&connection_name=kept")
 
     def connections() -> int:
-        return broker.ctl("list_connections", "client_properties").count('"kept"')
+        return broker.connection_names().count("kept")
 
     with RabbitMQHook("keep") as kept:
         for _ in range(3):

@@ -89,7 +89,7 @@ def test_a_poisoned_job_disturbs_nobody(hook, broker, monkeypatch, caplog):
     poisoned, healthy = Job.new("d", "poisoned", EXCHANGE), Job.new("d", "healthy", EXCHANGE)
     refused = refused_exchange(EXCHANGE)
     # RabbitMQ 4 takes 16 MiB at most unless it is told otherwise, RabbitMQ 3 takes 128.
-    version = tuple(map(int, broker.ctl("version").strip().split(".")[:2]))
+    version = tuple(map(int, broker.version.split(".")[:2]))
     messages = list(hostile(poisoned, 100_000_000 if version < (4, 0) else 15 * 2**20))
     read_on: dict[int, set[int]] = {}
 

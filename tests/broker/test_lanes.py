@@ -85,11 +85,8 @@ def test_a_channel_that_nobody_waits_for_any_more_is_closed(broker, broker_endpo
             await opening
         await connection.channel()
 
-        def channels() -> str:
-            return broker.ctl("list_connections", "channels", "client_properties")
-
         def one() -> bool:
-            return any(row.startswith("1\t") and "late-channel" in row for row in channels().splitlines())
+            return [c["channels"] for c in broker.connections() if c.get("connection_name") == "late-channel"] == [1]
 
         await asyncio.to_thread(eventually, one)
         await connection.close()

@@ -160,12 +160,12 @@ def test_a_driver_whose_worker_a_shell_started_in_the_background_obeys_too(broke
 def test_who_cannot_be_asked_because_of_an_alarm_is_killed(broker, broker_endpoint):
     with declared(broker_endpoint) as (job, mailbox, _), Driver(job, broker_endpoint, WAITING) as driver:
         driver.hear("runs")
-        broker.ctl("set_vm_memory_high_watermark", "0.000001")
+        broker.set_alarm(on=True)
         try:
             mailbox.stop(job, "enough", grace=60, kill=driver.process.kill)
             assert {job.job_queue, job.will_queue} & broker.queues() == set()
         finally:
-            broker.ctl("set_vm_memory_high_watermark", "0.4")
+            broker.set_alarm(on=False)
         assert driver.wait() == -9
 
 

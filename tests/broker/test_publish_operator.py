@@ -158,13 +158,13 @@ def test_an_unconfirmed_message(broker, queue, monkeypatch):
 def test_a_memory_alarm_is_said_and_does_not_hang(hook, broker, queue, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_IMPATIENT", f"{broker.connection()}&blocked_connection_timeout=2")
     arguments = {"routing_key": queue, "rabbitmq_conn_id": "impatient"}
-    broker.ctl("set_vm_memory_high_watermark", "0")
+    broker.set_alarm(on=True)
     try:
         for messages in (["x"], ["x" * 1000] * 20_000, [b"x" * 2**20] * 100):
             with pytest.raises(BrokerBlocked, match="alarm"):
                 run(messages=messages, **arguments)
     finally:
-        broker.ctl("set_vm_memory_high_watermark", "0.4")
+        broker.set_alarm(on=False)
     assert run(message="x", **arguments) == 1
 
 
@@ -177,12 +177,12 @@ def test_no_broker(monkeypatch):
 
 
 def test_the_broker_shows_whose_connection_it_is(broker, queue):
-    shown: list[str] = []
+    shown: list[list[str]] = []
 
     def messages(context, jinja_env):
         yield "x"
-        shown.append(broker.ctl("list_connections", "client_properties"))
+        shown.append(broker.connection_names())
 
     with set_current_context({"ti": TI}):
         run(routing_key=queue, messages=messages)
-    assert f'"airflow-rabbitmq-spark {__version__} d.t r"' in shown[0]
+    assert f"airflow-rabbitmq-spark {__version__} d.t r" in shown[0]

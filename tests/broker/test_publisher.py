@@ -50,8 +50,8 @@ def test_published_is_stored(broker_endpoint, operations, queue):
 def test_the_connection_has_a_name(broker, broker_endpoint):
     name = f"name-{uuid.uuid4().hex}"
     with Publisher(broker_endpoint, connection_name=name):
-        assert name in broker.ctl("list_connections", "client_properties")
-    eventually(lambda: name not in broker.ctl("list_connections", "client_properties"))
+        assert name in broker.connection_names()
+    eventually(lambda: name not in broker.connection_names())
 
 
 def test_what_no_queue_is_bound_for(broker_endpoint, queue):

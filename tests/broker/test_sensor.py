@@ -319,7 +319,7 @@ def test_a_broker_restart_while_an_early_event_is_held_back(hook, broker, queue,
         trigger = RabbitMQTrigger(queue_name=queue, rabbitmq_conn_id="sensor", fire_after=time.time() + 12)
         firing = asyncio.ensure_future(fired(trigger))
         assert await asyncio.to_thread(waiting, hook, queue, 0)
-        await asyncio.to_thread(broker.ctl, "close_all_connections", "a test")
+        await asyncio.to_thread(broker.close_connections, "a test")
         task, event = await firing
         assert event["message"]["redelivered"]
         await cancelled(task, USER_ACTION)

@@ -130,16 +130,13 @@ def test_only_one_can_claim_and_what_others_put_there_is_no_will(broker_endpoint
 @pytest.fixture
 def short_delivery_timeout(broker):
     """Four seconds, looked at each second: far under the minute that RabbitMQ takes for the least."""
-    before = broker.ctl(
-        "eval", "{application:get_env(rabbit, consumer_timeout), application:get_env(rabbit, channel_tick_interval)}."
-    )
-    assert "1800000" in before
-    assert "60000" in before
-    broker.ctl("eval", "application:set_env(rabbit, consumer_timeout, 4000).")
-    broker.ctl("eval", "application:set_env(rabbit, channel_tick_interval, 1000).")
+    assert broker.evaluate("element(2, application:get_env(rabbit, consumer_timeout))") == 1_800_000
+    assert broker.evaluate("element(2, application:get_env(rabbit, channel_tick_interval))") == 60_000
+    broker.set_option("consumer_timeout", 4000)
+    broker.set_option("channel_tick_interval", 1000)
     yield
-    broker.ctl("eval", "application:set_env(rabbit, consumer_timeout, 1800000).")
-    broker.ctl("eval", "application:set_env(rabbit, channel_tick_interval, 60000).")
+    broker.set_option("consumer_timeout", 1_800_000)
+    broker.set_option("channel_tick_interval", 60_000)
 
 
 @pytest.mark.usefixtures("short_delivery_timeout")
