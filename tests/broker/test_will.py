@@ -168,7 +168,7 @@ with open_job() as job:
     ended = threading.Event()
     def chat():
         while not ended.is_set():
-            for _ in range(50):
+            for _ in range(10):  # more than goes out
                 job.progress(0.5)
             time.sleep(0.001)
     threading.Thread(target=chat, daemon=True).start()
