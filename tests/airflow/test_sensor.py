@@ -32,14 +32,8 @@ def left(broker):
 
 def test_a_message_is_taken_once_and_goes_back_when_nobody_has_it(airflow_stack, broker, hook):
     run = airflow_stack.trigger(DAG)
-    for name in ("any", "mine", "marked"):
-        airflow_stack.wait_for_task(DAG, run, name, "deferred")
-    # One that Airflow's own msgpack, and JSON, could not hold as it comes.
-    headers = {"when": datetime(2026, 1, 1, tzinfo=timezone.utc), "bytes": b"\xff", "big": 2**40, "deep": [{"a": None}]}
-    hook.publish("tests.sensor.any", b"\xff\0", headers=headers)
-    hook.publish("tests.sensor.mine", {"for": "another"})
-    hook.publish("tests.sensor.mine", {"for": DAG})
     # The trigger has this one, and holds it back because it is early; meanwhile a person ends the task.
+    airflow_stack.wait_for_task(DAG, run, "marked", "deferred")
     hook.publish("tests.sensor.marked", "x")
     deadline = time.monotonic() + 60
     while hook.inspect_queue("tests.sensor.marked").messages:
@@ -47,6 +41,14 @@ def test_a_message_is_taken_once_and_goes_back_when_nobody_has_it(airflow_stack,
         time.sleep(0.1)
     task = f"dags/{DAG}/dagRuns/{run}/taskInstances/marked"
     airflow_stack.api("PATCH", task, json={"new_state": "failed"})
+
+    for name in ("any", "mine"):
+        airflow_stack.wait_for_task(DAG, run, name, "deferred")
+    # One that Airflow's own msgpack, and JSON, could not hold as it comes.
+    headers = {"when": datetime(2026, 1, 1, tzinfo=timezone.utc), "bytes": b"\xff", "big": 2**40, "deep": [{"a": None}]}
+    hook.publish("tests.sensor.any", b"\xff\0", headers=headers)
+    hook.publish("tests.sensor.mine", {"for": "another"})
+    hook.publish("tests.sensor.mine", {"for": DAG})
 
     assert airflow_stack.wait_for_run(DAG, run) == "failed"
     states = {name: airflow_stack.task(DAG, run, name)["state"] for name in (*NAMES, "missing")}

@@ -19,6 +19,7 @@ from airflow_rabbitmq_spark.amqp.probe import speaks_tls
 from airflow_rabbitmq_spark.check import check
 from airflow_rabbitmq_spark.connection import airflow_fields, main
 from airflow_rabbitmq_spark.hooks.rabbitmq import RabbitMQHook
+from tests.broker.drivers import eventually
 
 
 def by_blocking(endpoint: Endpoint) -> None:
@@ -271,7 +272,7 @@ def test_the_command_tells_the_same(broker, tmp_path, capsys):
 def test_the_name_in_the_brokers_list_of_connections(broker):
     connection = connect(broker.endpoint(), connection_name="my own name")
     try:
-        assert "my own name" in broker.connection_names()
+        eventually(lambda: "my own name" in broker.connection_names())
     finally:
         connection.close()
 
@@ -280,7 +281,7 @@ def test_every_option_reaches_the_broker(broker):
     endpoint = broker.endpoint(heartbeat=47, frame_max=8192)
     connection = connect(endpoint)
     try:
-        assert (47, 8192) in [(listed["timeout"], listed["frame_max"]) for listed in broker.connections()]
+        eventually(lambda: (47, 8192) in [(one["timeout"], one["frame_max"]) for one in broker.connections()])
     finally:
         connection.close()
 

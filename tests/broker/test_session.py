@@ -17,7 +17,7 @@ from airflow_rabbitmq_spark.job.topology import Job
 from airflow_rabbitmq_spark.job.watch import Rules, Verdict
 from stack.processes import free_port
 from stack.proxy import Proxy
-from tests.broker.drivers import PATIENCE, Driver, alarm, declared, through
+from tests.broker.drivers import PATIENCE, Driver, alarm, declared, eventually, through
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -59,9 +59,7 @@ with open_job() as job:
             assert (said.delivery_mode, said.type) == (2, event.kind.value)
             assert message.routing_key == job.routing_key(event.kind.value)
         # A clean end leaves no place for another driver, and nothing of the driver's own.
-        assert {job.job_queue} == {
-            name for name in broker.queues() if name.startswith("airflow.spark.") and job.job_id in name
-        }
+        eventually(lambda: {job.job_queue} == {name for name in broker.queues() if job.job_id in name})
 
 
 @pytest.mark.parametrize(
