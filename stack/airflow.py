@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+#: The components, and the commands that start them. What people ask and what tasks ask is answered by a process each: the
+#: first writes its audit log on its event loop, and where a task's request has SQLite's lock and waits for the same loop
+#: to commit, all of Airflow stands still until SQLite's time-out (3.3.2, ``airflow.api_fastapi.logging.decorators``).
+COMPONENTS = {
+    "api-server": ("api-server", "--apps", "core"),
+    "execution-api": ("api-server", "--apps", "execution"),
+    "scheduler": ("scheduler",),
+    "dag-processor": ("dag-processor",),
+    "triggerer": ("triggerer",),
+}
 
 
 class Airflow:
@@ -53,6 +62,8 @@ class Airflow:
         self.password = secrets.token_urlsafe(12)
         self.port = free_port()
         self.url = f"http://{self.host}:{self.port}"
+        execution_port = self.port if standalone else free_port()
+        self._execution_url = f"http://{self.host}:{execution_port}/execution/"
         passwords = self.directory / "passwords.json"
         passwords.touch(mode=0o600)
         passwords.write_text(json.dumps({self.username: self.password}))
@@ -67,7 +78,7 @@ class Airflow:
                 AIRFLOW__CORE__PARALLELISM="32",
                 AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG="32",
                 AIRFLOW__CORE__FERNET_KEY=base64.urlsafe_b64encode(os.urandom(32)).decode(),
-                AIRFLOW__CORE__EXECUTION_API_SERVER_URL=f"{self.url}/execution/",
+                AIRFLOW__CORE__EXECUTION_API_SERVER_URL=self._execution_url,
                 AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS=f"{self.username}:admin",
                 AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE=str(passwords),
                 AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="False",
@@ -96,16 +107,18 @@ class Airflow:
             **(environment or {}),
         }
         self.environment["PATH"] = f"{bin_folder}:{self.environment.get('PATH', '')}"
-        names = ("standalone",) if standalone else COMPONENTS
-        self.components = {name: self._component(name) for name in names}
+        commands = {"standalone": ("standalone",)} if standalone else COMPONENTS
+        self.components = {name: self._component(name, *command) for name, command in commands.items()}
+        if not standalone:
+            self.components["execution-api"].environment["AIRFLOW__API__PORT"] = str(execution_port)
         self._session = requests.Session()
         self._session.trust_env = False
 
-    def _component(self, name: str, suffix: str = "") -> Process:
+    def _component(self, name: str, *command: str) -> Process:
         return Process(
-            f"airflow {name}{suffix}",
-            [self._airflow, name],
-            log=self.directory / f"{name}{suffix}.log",
+            f"airflow {name}",
+            [self._airflow, *command],
+            log=self.directory / f"{name}.log",
             environment=self.environment,
             grace=4.0,
         )
@@ -145,7 +158,7 @@ class Airflow:
     def add_triggerer(self) -> Process:
         """Start one more triggerer; it is stopped with the rest."""
         name = f"triggerer-{len(self.components)}"
-        extra = self._component("triggerer", suffix=f"-{len(self.components)}")
+        extra = self._component(name, "triggerer")
         extra.environment["AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT"] = str(free_port())
         self.components[name] = extra
         extra.start()
@@ -156,6 +169,7 @@ class Airflow:
             if not component.is_running:
                 raise StartFailed(f"{component.name} ended while starting.\n{component.tail()}")
         try:
+            self._session.get(f"{self._execution_url}health", timeout=5).raise_for_status()
             health = self._session.get(f"{self.url}/api/v2/monitor/health", timeout=5).json()
         except (requests.RequestException, ValueError):
             return False
