@@ -314,12 +314,12 @@ def measure(implementation: Implementation, count: int, *, idle: float) -> dict[
         with Broker(folder / "broker") as broker, Waiters(implementation, folder, broker) as waiters:
             jobs = Jobs(broker)
             running = Running(implementation, broker, waiters, jobs)
-            todo = [Job.new("benchmark", f"wait_{number}") for number in range(count)]
+            pending = [Job.new("benchmark", f"wait_{number}") for number in range(count)]
             running.warm_up()
             rss, broker_memory = waiters.rss_kib, memory_kib(broker)
             if implementation.uses_broker:
-                jobs.declare(todo)
-            waiters.tell(*[job.to_json() for job in todo])
+                jobs.declare(pending)
+            waiters.tell(*[job.to_json() for job in pending])
             running.set_up(row)
             time.sleep(2)
             row["kib_per_wait"] = (waiters.rss_kib - rss) / count
@@ -331,7 +331,7 @@ def measure(implementation: Implementation, count: int, *, idle: float) -> dict[
             # Not rows_in: one that is closed stays in the broker's table for some seconds.
             row["connections"] = [found["state"] for found in broker.connections()].count("running")
             if implementation.uses_broker:
-                running.complete(todo, row)
+                running.complete(pending, row)
     return row
 
 
@@ -379,30 +379,30 @@ class Running:
             row["setup_s"] = None if at is None else at - began
         row["setup_cpu_s"] = self.waiters.cpu_s - cpu
 
-    def complete(self, todo: Sequence[Job], row: dict[str, Any]) -> None:
+    def complete(self, pending: Sequence[Job], row: dict[str, Any]) -> None:
         """Some complete; the broker is restarted; the others complete."""
         broker, fired, published = self.broker, self.waiters.fired, self.jobs.published
-        some = max(1, len(todo) // 10)
-        first, second, rest = todo[:some], todo[some : 2 * some], todo[2 * some :]
+        some = max(1, len(pending) // 10)
+        first, second, rest = pending[:some], pending[some : 2 * some], pending[2 * some :]
         self.jobs.publish(first)
         wait_until(lambda: all(job.job_id in fired for job in first), timeout=30)
         times = [fired[job.job_id] - published[job.job_id] for job in first if job.job_id in fired]
         if times:
             row["p50_ms"], row["p99_ms"] = percentile(times, 50) * 1000, percentile(times, 99) * 1000
         # Until their triggers are cancelled, and their consumers gone.
-        wait_until(lambda: rows_in(broker, self.implementation.ready) <= len(todo) - some, timeout=30)
+        wait_until(lambda: rows_in(broker, self.implementation.ready) <= len(pending) - some, timeout=30)
         self.waiters.tell({"keep": True})
         broker.stop()
         broker.start()
         back = time.time()
-        expected = len(todo) - some - (0 if self.implementation.holds else some)
+        expected = len(pending) - some - (0 if self.implementation.holds else some)
         look = Look(broker, self.implementation.ready, expected)
         self.jobs.publish(second, rate=1e6)
         at = look.result()
         row["reconnect_s"] = None if at is None else at - back
         self.jobs.publish(rest, rate=5 * RATE)
-        wait_until(lambda: all(job.job_id in fired for job in todo), timeout=60)
-        row["lost"] = sum(job.job_id not in fired for job in todo)
+        wait_until(lambda: all(job.job_id in fired for job in pending), timeout=60)
+        row["lost"] = sum(job.job_id not in fired for job in pending)
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -100,10 +100,6 @@ class Broker:
         *enter, scripts = self._installation
         return [*enter, scripts + name]
 
-    def _program(self, path: str) -> list[str]:
-        *enter, _ = self._installation
-        return [*enter, path]
-
     def _write_configuration(self, more: str) -> None:
         definitions = self.directory / "definitions.json"
         definitions.touch(mode=0o600)
@@ -240,8 +236,9 @@ class Broker:
             'catch C:E -> rabbit_json:encode(#{<<"error">> => iolist_to_binary(io_lib:format("~p:~p", [C, E]))}) '
             "end, io:put_chars(base64:encode(R)).\n"
         )
+        *enter, _ = self._installation
         done = subprocess.run(
-            [*self._program("/usr/bin/erl_call"), "-sname", self.node, "-r", "-no_result_term", "-fetch_stdout", "-e"],
+            [*enter, "/usr/bin/erl_call", "-sname", self.node, "-r", "-no_result_term", "-fetch_stdout", "-e"],
             input=code,
             env={**os.environ, **self._environment},
             capture_output=True,

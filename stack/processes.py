@@ -86,7 +86,7 @@ class Process:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-        while number is signal.SIGSTOP and any(_runs(pid) for pid in pids):
+        while number == signal.SIGSTOP and any(_runs(pid) for pid in pids):
             time.sleep(0.005)
 
     def wait_until(self, ready: Callable[[], bool], *, timeout: float) -> None:

@@ -22,7 +22,7 @@ from airflow_rabbitmq_spark.exceptions import (
     Unroutable,
 )
 from airflow_rabbitmq_spark.hooks.rabbitmq import RabbitMQHook
-from tests.broker.drivers import eventually
+from tests.broker.drivers import alarm, eventually
 
 
 @pytest.fixture
@@ -132,12 +132,8 @@ def test_publish_many_stops_at_the_first_failure(hook, queue):
 
 def test_an_alarm_is_told_after_the_timeout(hook, queue, broker, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_IMPATIENT", f"{broker.connection()}&blocked_connection_timeout=1")
-    broker.set_alarm(on=True)
-    try:
-        with pytest.raises(BrokerBlocked, match=r"alarm.* in 1 s\."):
-            RabbitMQHook("impatient").publish(queue, "x")
-    finally:
-        broker.set_alarm(on=False)
+    with alarm(broker), pytest.raises(BrokerBlocked, match=r"alarm.* in 1 s\."):
+        RabbitMQHook("impatient").publish(queue, "x")
 
 
 def test_queues_and_exchanges(hook, queue):

@@ -20,7 +20,7 @@ from airflow_rabbitmq_spark.job.topology import Job, refused_exchange
 from airflow_rabbitmq_spark.job.watch import Rules, Verdict
 from stack.processes import free_port
 from stack.proxy import Proxy
-from tests.broker.drivers import Driver, declared, through
+from tests.broker.drivers import Driver, alarm, declared, through
 
 WAITING = """
 with open_job() as job:
@@ -160,12 +160,9 @@ def test_a_driver_whose_worker_a_shell_started_in_the_background_obeys_too(broke
 def test_who_cannot_be_asked_because_of_an_alarm_is_killed(broker, broker_endpoint):
     with declared(broker_endpoint) as (job, mailbox, _), Driver(job, broker_endpoint, WAITING) as driver:
         driver.hear("runs")
-        broker.set_alarm(on=True)
-        try:
+        with alarm(broker):
             mailbox.stop(job, "enough", grace=60, kill=driver.process.kill)
             assert {job.job_queue, job.will_queue} & broker.queues() == set()
-        finally:
-            broker.set_alarm(on=False)
         assert driver.wait() == -9
 
 

@@ -24,6 +24,7 @@ from airflow_rabbitmq_spark.operators import rabbitmq as module
 from airflow_rabbitmq_spark.operators.rabbitmq import RabbitMQPublishOperator
 from stack.processes import free_port
 from stack.proxy import Proxy
+from tests.broker.drivers import alarm
 
 TI = SimpleNamespace(dag_id="d", run_id="r", task_id="t", map_index=-1, max_tries=0)
 
@@ -158,13 +159,10 @@ def test_an_unconfirmed_message(broker, queue, monkeypatch):
 def test_a_memory_alarm_is_said_and_does_not_hang(hook, broker, queue, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_IMPATIENT", f"{broker.connection()}&blocked_connection_timeout=2")
     arguments = {"routing_key": queue, "rabbitmq_conn_id": "impatient"}
-    broker.set_alarm(on=True)
-    try:
+    with alarm(broker):
         for messages in (["x"], ["x" * 1000] * 20_000, [b"x" * 2**20] * 100):
             with pytest.raises(BrokerBlocked, match="alarm"):
                 run(messages=messages, **arguments)
-    finally:
-        broker.set_alarm(on=False)
     assert run(message="x", **arguments) == 1
 
 

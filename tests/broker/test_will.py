@@ -168,7 +168,7 @@ with open_job() as job:
     ended = threading.Event()
     def chat():
         while not ended.is_set():
-            for _ in range(10):  # more than goes out
+            for _ in range(10):
                 job.progress(0.5)
             time.sleep(0.001)
     threading.Thread(target=chat, daemon=True).start()
@@ -192,6 +192,7 @@ def test_who_reports_without_a_pause_renews_its_will_all_the_same(broker_endpoin
         other_listener.wait(Kind.LOST, count=2)
         chatty.say("end")
         assert chatty.wait() == 0, chatty.errors
+        assert "progress events shed before" in chatty.errors, "it had more to say all the time than goes out"
         listener.wait(Kind.SUCCEEDED)
         assert set(listener.kinds) == {"started", "progress", "succeeded"}
         holding.say("end")
